@@ -1,0 +1,1 @@
+"""Where clips with truth come from: the synthetic generator and dataset adapters."""

@@ -1,0 +1,1 @@
+"""What diffusers does not have, and nothing it has."""

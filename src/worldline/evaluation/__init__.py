@@ -1,0 +1,1 @@
+"""Metrics, protocols as data, and the fixed benchmark suites."""

@@ -1,0 +1,1 @@
+"""Pure tensor functions: poses, cameras, point maps, ray maps, scene flow, closed-form fits, normalisations."""

@@ -1,0 +1,1 @@
+"""Borders: video files, scenes on disk, weights."""

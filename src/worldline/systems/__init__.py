@@ -1,0 +1,1 @@
+"""The systems: each observes windows of a video, the alignment joins them."""

@@ -1,0 +1,1 @@
+"""MotionCrafter: world point maps and scene flow in one feed-forward pass."""

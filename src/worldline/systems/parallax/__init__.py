@@ -1,0 +1,1 @@
+"""Parallax: cameras, depth and motion from optical flow alone, no weights."""
