@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-
-from worldline.scene import Progress
 
 
 def note(message: str) -> None:
@@ -37,7 +35,7 @@ def _finite(value: Any) -> Any:
 
 
 @contextmanager
-def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
+def progress_bar(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """Give a Progress callback that draws one bar per step with time left, on stderr; silent when quiet."""
     if quiet:
         yield lambda step, done, total: None

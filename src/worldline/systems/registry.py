@@ -1,0 +1,151 @@
+"""Every system by name: what it does, where its weights come from, under which licence, and how to load it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+
+from worldline.align.solve import Priors
+from worldline.io.store import PartialRun
+from worldline.scene import Progress, Scene4D, Video, no_progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a caller may choose about one reconstruction; None means the system's own default.
+
+    Attributes:
+        window: frames per window.
+        overlap: frames that consecutive windows share.
+        seed: for systems that draw random numbers.
+        priors: what is known beforehand about cameras, motion and scale.
+        cache: finished windows of an interrupted run.
+        progress: receives (step, done, total).
+    """
+
+    window: int | None = None
+    overlap: int | None = None
+    seed: int = 0
+    priors: Priors = field(default_factory=Priors)
+    cache: PartialRun | None = None
+    progress: Progress = no_progress
+
+
+class VideoSystem(Protocol):
+    """Anything that turns a video into a scene."""
+
+    parameters: int
+    """Number of learned parameters (0: none)."""
+
+    def reconstruct(self, video: Video, options: Options) -> Scene4D:
+        """One scene for the whole video, at the video's resolution."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How to load a system.
+
+    Attributes:
+        device: where its networks run.
+        dtype: precision of its networks; None is the system's own default.
+        weights: folder or hub repository of other weights; None is the published or embedded ones.
+        accept_license: the caller has read and accepts the licence of the weights.
+    """
+
+    device: torch.device
+    dtype: torch.dtype | None = None
+    weights: str | None = None
+    accept_license: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What `worldline systems` says about one system."""
+
+    name: str
+    summary: str
+    kind: Literal["video", "image"]
+    weights: str
+    licence: str
+    area: int
+    """Pixels per frame it works at when nothing else is asked for."""
+    multiple: int
+    """Both sides are rounded to a multiple of this by default."""
+    needs: tuple[str, ...]
+    """Python packages beyond the core."""
+    load: Callable[[Loading], VideoSystem]
+
+    @property
+    def installed(self) -> bool:
+        """Whether the packages it needs are here."""
+        return all(importlib.util.find_spec(package) is not None for package in self.needs)
+
+
+def _motioncrafter_mini(loading: Loading) -> VideoSystem:
+    from worldline.systems.motioncrafter.infer import load_mini
+
+    return load_mini(loading)
+
+
+def _motioncrafter(loading: Loading) -> VideoSystem:
+    from worldline.systems.motioncrafter.infer import load_published
+
+    return load_published(loading)
+
+
+def _parallax(loading: Loading) -> VideoSystem:
+    from worldline.systems.parallax.infer import load_parallax
+
+    return load_parallax(loading)
+
+
+CARDS = {
+    card.name: card
+    for card in (
+        Card(
+            name="parallax",
+            summary="cameras, depth and motion from optical flow; no network",
+            kind="video",
+            weights="none",
+            licence="Apache-2.0",
+            area=192 * 320,
+            multiple=2,
+            needs=(),
+            load=_parallax,
+        ),
+        Card(
+            name="motioncrafter-mini",
+            summary="MotionCrafter at laptop size: world points and scene flow in one pass",
+            kind="video",
+            weights="embedded (synthetic scenes only)",
+            licence="Apache-2.0",
+            area=96 * 160,
+            multiple=8,
+            needs=(),
+            load=_motioncrafter_mini,
+        ),
+        Card(
+            name="motioncrafter",
+            summary="MotionCrafter as published: world points and scene flow in one pass",
+            kind="video",
+            weights="hub: TencentARC/MotionCrafter and Stable Video Diffusion (about 5 GB)",
+            licence="academic, non-commercial, not intended for the EU",
+            area=320 * 640,
+            multiple=64,
+            needs=(),
+            load=_motioncrafter,
+        ),
+    )
+}
+
+
+def card(name: str) -> Card:
+    """The card of one system; ValueError names the known ones."""
+    if name not in CARDS:
+        raise ValueError(f"There is no system '{name}'; choose one of: {', '.join(CARDS)}.")
+    return CARDS[name]
