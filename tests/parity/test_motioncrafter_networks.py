@@ -140,7 +140,9 @@ def test_motioncrafter_unet_full(motioncrafter_golden, name):
     golden, config = motioncrafter_golden, MotionCrafterConfig(paradigm=PARADIGMS[name][0])
     unet, arrays = golden.fill(meta(build_unet, config), "unet_full"), golden.load("unet_full")
     with torch.inference_mode():
-        output = unet(arrays[f"in.{PARADIGMS[name][1]}"], float(arrays["in.t"]), arrays["in.emb"], arrays["in.time_ids"])
+        output = unet(
+            arrays[f"in.{PARADIGMS[name][1]}"], float(arrays["in.t"]), arrays["in.emb"], arrays["in.time_ids"]
+        )
     golden.check("unet_full", f"out.{name}", output)
 
 

@@ -17,9 +17,7 @@ def plan(num_frames: int, window: int, overlap: int) -> list[range]:
     """The published windows: they start every window - overlap frames, and the last one may be a single frame."""
     if num_frames <= window:
         return [range(num_frames)]
-    return [
-        range(start, min(start + window, num_frames)) for start in range(0, num_frames - overlap, window - overlap)
-    ]
+    return [range(start, min(start + window, num_frames)) for start in range(0, num_frames - overlap, window - overlap)]
 
 
 def stitch(
