@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from worldline.align.solve import Priors
+from worldline.align.config import Priors
 from worldline.io.store import PartialRun
 from worldline.scene import Progress, Scene4D, Video, no_progress
 
@@ -125,7 +125,7 @@ CARDS = {
             weights="embedded (synthetic scenes only)",
             licence="Apache-2.0",
             area=96 * 160,
-            multiple=8,
+            multiple=2,
             needs=(),
             load=_motioncrafter_mini,
         ),
@@ -136,7 +136,7 @@ CARDS = {
             weights="hub: TencentARC/MotionCrafter and Stable Video Diffusion (about 5 GB)",
             licence="academic, non-commercial, not intended for the EU",
             area=320 * 640,
-            multiple=64,
+            multiple=2,
             needs=(),
             load=_motioncrafter,
         ),

@@ -1,0 +1,161 @@
+"""The verbs: load_video, reconstruct, save, load, view, evaluate, train, systems."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worldline.align.config import Priors
+from worldline.geometry import camera as camera_geometry
+from worldline.io.store import PartialRun
+from worldline.io.store import load as load
+from worldline.io.store import save as save
+from worldline.io.video import VideoReader, parse_frames
+from worldline.io.video import load_video as load_video
+from worldline.scene import Progress, Scene4D, Video, no_progress
+from worldline.systems.registry import CARDS, Card, Loading, Options, card
+
+SMALLEST_SIDE_PX = 16
+
+
+def systems() -> list[dict[str, Any]]:
+    """Every system as a row: name, summary, kind, weights, licence, needs, installed."""
+    names = ("name", "summary", "kind", "weights", "licence", "needs", "installed")
+    return [{name: getattr(entry, name) for name in names} for entry in CARDS.values()]
+
+
+def reconstruct(
+    video: str | Path | Video,
+    *,
+    system: str = "auto",
+    frames: slice | str | None = None,
+    size: tuple[int, int] | None = None,
+    window: int | None = None,
+    overlap: int | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    weights: str | None = None,
+    accept_license: bool = False,
+    focal_px: float | None = None,
+    priors: Priors | None = None,
+    resume_beside: str | Path | None = None,
+    progress: Progress = no_progress,
+) -> Scene4D:
+    """Turn a video into a 4D scene: world points, scene flow and a camera for every frame.
+
+    Args:
+        video: path of a video, picture or folder of pictures, or frames in memory.
+        system: a name from `systems()`; "auto" is the best that this machine runs without a download.
+        frames: which frames, a slice or "start:stop:step".
+        size: (H, W) to work at; default: about the area the system is made for, same aspect ratio, never enlarged.
+        window: frames per window; default the system's own.
+        overlap: frames that consecutive windows share.
+        device: "auto" (CUDA, else MPS, else CPU) or a torch device.
+        seed: for systems that draw random numbers.
+        weights: folder or hub repository of other weights.
+        accept_license: accept the licence of published weights.
+        focal_px: known focal length, in pixels of the source; principal point at its centre.
+        priors: known intrinsics, poses, masks or scale, at the size worked at.
+        resume_beside: output path; finished windows are kept beside it so that an interrupted run resumes.
+        progress: receives (step, done, total).
+
+    Returns:
+        The scene in the world of the first camera, at `size`.
+
+    Raises:
+        ValueError: for unknown systems, empty frame ranges, unusable sizes or non-finite pixels.
+        FileNotFoundError: if there is no such video or no such weights.
+    """
+    # 1. What runs, and where.
+    started = time.perf_counter()
+    entry = card(system)
+    loading = Loading(device=choose_device(device), weights=weights, accept_license=accept_license)
+    # 2. The frames, at the size the system works at.
+    source_size = video.size if isinstance(video, Video) else VideoReader(video).size
+    clip = _frames(video, frames, check_size(source_size, size, entry))
+    # 3. The scene.
+    settings = {
+        "system": system,
+        "frames": str(frames),
+        "size": list(clip.size),
+        "window": window,
+        "overlap": overlap,
+        "seed": seed,
+        "focal_px": focal_px,
+        "weights": weights,
+        "source": "memory" if isinstance(video, Video) else str(video),
+    }
+    cache = None if resume_beside is None else PartialRun(Path(resume_beside), settings)
+    known = _with_focal(priors or Priors(), focal_px, source_size, clip.size)
+    options = Options(window=window, overlap=overlap, seed=seed, priors=known, cache=cache, progress=progress)
+    scene = entry.load(loading).reconstruct(clip, options)
+    # 4. How it was made.
+    return replace(scene, provenance=_provenance(scene, settings, started))
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device for a name; "auto" is CUDA, else MPS, else the CPU."""
+    if name != "auto":
+        try:
+            return torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"There is no device '{name}'; use auto, cpu, cuda, cuda:N or mps.") from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def working_size(source: tuple[int, int], entry: Card) -> tuple[int, int]:
+    """(H, W) a system works at: near its area, the source's aspect ratio, multiples it likes, never enlarged."""
+    height, width = source
+    shrink = min(1.0, (entry.area / (height * width)) ** 0.5)
+    return tuple(max(entry.multiple, round(side * shrink / entry.multiple) * entry.multiple) for side in source)
+
+
+def check_size(source: tuple[int, int], size: tuple[int, int] | None, entry: Card) -> tuple[int, int]:
+    """The (H, W) to work at; ValueError when the source or the size asked for is too small to see parallax in."""
+    if min(source) < SMALLEST_SIDE_PX:
+        raise ValueError(
+            f"The video is {source[1]} pixels wide and {source[0]} high; "
+            f"give one with at least {SMALLEST_SIDE_PX} on each side."
+        )
+    size = size or working_size(source, entry)
+    if min(size) < SMALLEST_SIDE_PX:
+        raise ValueError(f"The size {size[0]}x{size[1]} is too small; use at least {SMALLEST_SIDE_PX} on each side.")
+    return size
+
+
+def _frames(video: str | Path | Video, frames: slice | str | None, size: tuple[int, int]) -> Video:
+    chosen = parse_frames(frames) if isinstance(frames, str) else frames
+    if not isinstance(video, Video):
+        return load_video(video, frames=chosen, size=size)
+    kept = load_video(video.frames, frames=chosen, size=size)
+    return replace(kept, timestamps=video.timestamps[chosen or slice(None)].double())
+
+
+def _with_focal(priors: Priors, focal_px: float | None, source: tuple[int, int], size: tuple[int, int]) -> Priors:
+    """The priors with a focal length that was given in pixels of the source."""
+    if focal_px is None:
+        return priors
+    if not focal_px > 0:
+        raise ValueError(f"A focal length of {focal_px} pixels makes no sense; give a positive one.")
+    intrinsics = camera_geometry.intrinsics_from_focal(float(focal_px), source)
+    return replace(priors, intrinsics=camera_geometry.resize(intrinsics, source, size))
+
+
+def _provenance(scene: Scene4D, settings: Mapping[str, Any], started: float) -> Any:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return replace(
+        scene.provenance,
+        settings={**scene.provenance.settings, **settings},
+        source=settings["source"],
+        seconds=time.perf_counter() - started,
+        peak_memory_bytes=peak if sys.platform == "darwin" else peak * 1024,
+    )

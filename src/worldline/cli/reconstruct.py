@@ -1,0 +1,107 @@
+"""`worldline reconstruct`: video in, 4D scene out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from worldline.cli.console import note, progress_bar, result, result_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct:
+    """Turn a video into a 4D scene: points, scene flow and cameras of every frame in one world."""
+
+    video: Annotated[Path, tyro.conf.Positional]
+    """Video, animated picture, single picture, or folder of pictures."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """Folder to write the scene to; must not exist yet, unless --overwrite."""
+    system: str = "auto"
+    """A name from `worldline systems`; auto is the best that runs here without a download."""
+    frames: str | None = None
+    """Which frames, start:stop:step, for instance 0:100:2."""
+    size: str | None = None
+    """Size to work at, HEIGHTxWIDTH; by default near what the system is made for, same aspect ratio."""
+    window: int | None = None
+    """Frames per window."""
+    overlap: int | None = None
+    """Frames that consecutive windows share."""
+    focal: float | None = None
+    """Known focal length in pixels of the ORIGINAL video; estimated when not given."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    seed: int = 0
+    """For systems that draw random numbers."""
+    weights: str | None = None
+    """Folder or hub repository of other weights."""
+    accept_license: bool = False
+    """Accept the licence of published weights."""
+    overwrite: bool = False
+    """Replace an existing scene once the new one is complete."""
+    json: bool = False
+    """Answer as JSON, draw no bars."""
+
+
+arguments = Reconstruct
+
+
+def run(args: Reconstruct) -> int:
+    """Reconstruct, store, say what came out."""
+    from worldline import api
+    from worldline.io import store
+
+    # 1. Refuse early what would fail late.
+    store.check_output(args.out, overwrite=args.overwrite)
+    size = parse_size(args.size)
+    # 2. Reconstruct; finished windows are kept beside the output.
+    try:
+        with progress_bar(quiet=args.json) as progress:
+            scene = api.reconstruct(
+                args.video,
+                system=args.system,
+                frames=args.frames,
+                size=size,
+                window=args.window,
+                overlap=args.overlap,
+                focal_px=args.focal,
+                device=args.device,
+                seed=args.seed,
+                weights=args.weights,
+                accept_license=args.accept_license,
+                resume_beside=args.out,
+                progress=progress,
+            )
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(
+            f"The same command resumes with the windows finished so far, in {args.out}.partial."
+        ) from stop
+    # 3. Store it whole, then forget the windows.
+    store.save(scene, args.out, overwrite=args.overwrite)
+    store.PartialRun(args.out, {}).discard()
+    # 4. Say what came out.
+    facts = store.info(args.out)
+    if args.json:
+        result_json(facts)
+        return 0
+    warnings = facts.get("report", {}).get("warnings", []) if isinstance(facts.get("report"), dict) else []
+    for warning in warnings:
+        note(f"note: {warning}")
+    result(
+        f"{args.out}: {facts['frames']} frames of {facts['width']}x{facts['height']}, points"
+        f"{', scene flow' if facts['has_scene_flow'] else ''}{', cameras' if facts['has_cameras'] else ''}, "
+        f"in {facts['seconds']:.0f} s. Look at it: worldline view {args.out}"
+    )
+    return 0
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(H, W) from "HEIGHTxWIDTH"; ValueError says the form."""
+    if text is None:
+        return None
+    height, separator, width = text.lower().partition("x")
+    if not (separator and height.isdigit() and width.isdigit()):
+        raise ValueError(f"--size {text} is not a size; write HEIGHTxWIDTH, for instance 192x320.")
+    return int(height), int(width)
