@@ -66,9 +66,7 @@ class TrainConfig:
             raise ValueError(f"Stage {self.name!r} has no loss with a weight; name at least one in `weights`.")
         last_seed = (self.seed + 1) * SEEDS_PER_RUN
         if self.seed < 0 or last_seed > EVALUATION_SEEDS:
-            raise ValueError(
-                f"TrainConfig.seed must be below {EVALUATION_SEEDS // SEEDS_PER_RUN}, got {self.seed}."
-            )
+            raise ValueError(f"TrainConfig.seed must be below {EVALUATION_SEEDS // SEEDS_PER_RUN}, got {self.seed}.")
 
     def rate(self, step: int) -> float:
         """Learning rate of a step (0-based)."""
@@ -97,8 +95,6 @@ def scene_seeds(config: TrainConfig, index: int) -> range:
     """
     first = index * config.batch_size
     if first + config.batch_size > SEEDS_PER_RUN:
-        raise ValueError(
-            f"Stage {config.name!r} needs over {SEEDS_PER_RUN} scenes; use another seed for the rest."
-        )
+        raise ValueError(f"Stage {config.name!r} needs over {SEEDS_PER_RUN} scenes; use another seed for the rest.")
     start = config.seed * SEEDS_PER_RUN + first
     return range(start, start + config.batch_size)
