@@ -71,3 +71,15 @@ class Padding:
     def crop(self, maps: Float[Tensor, "N C H2 W2"]) -> Float[Tensor, "N C H W"]:
         """Undo `apply`."""
         return maps[..., self.top : maps.shape[-2] - self.bottom, self.left : maps.shape[-1] - self.right]
+
+
+def cover_resize(images: Float[Tensor, "N C H W"], size: tuple[int, int]) -> Float[Tensor, "N C h w"]:
+    """Images scaled until they cover (h, w), aspect kept, bilinear with antialiasing, then the centre of that.
+
+    For colours only: point maps go through `geometry.pointmap.resize`, which never mixes surfaces.
+    """
+    ratio = max(size[0] / images.shape[-2], size[1] / images.shape[-1])
+    scaled = tuple(max(target, round(side * ratio)) for target, side in zip(size, images.shape[-2:], strict=True))
+    images = F.interpolate(images, scaled, mode="bilinear", align_corners=False, antialias=True)
+    top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
+    return images[..., top : top + size[0], left : left + size[1]]

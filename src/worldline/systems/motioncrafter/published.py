@@ -23,7 +23,7 @@ def plan(num_frames: int, window: int, overlap: int) -> list[range]:
 def stitch(
     frames: Float[Tensor, "B T ..."], window: int, overlap: int, process: Callable[[Tensor, int], Tensor]
 ) -> Float[Tensor, "B T ..."]:
-    """Run `process(frames of a window, its number)` and cross-fade overlapping results with weights 0 to 1 inclusive."""
+    """Run `process(frames of a window, its number)`; cross-fade overlapping results with weights 0 to 1 inclusive."""
     windows = plan(frames.shape[1], window, overlap)
     overlap = overlap if len(windows) > 1 else 0
     joined: Tensor | None = None
