@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from worldline.geometry.pose import _spread, rotate
+from worldline.geometry.pose import spread, rotate
 
 
 def pixel_grid(
@@ -52,7 +52,7 @@ def unproject(
 ) -> Float[Tensor, "*any 3"]:
     """Camera-frame points at z-depth `depth` on the rays of the pixels uv [*batch, ..., 2]."""
     lead = intrinsics.ndim - 2
-    entry = lambda i, j: _spread(intrinsics[..., i, j, None], lead, uv)[..., 0]  # noqa: E731
+    entry = lambda i, j: spread(intrinsics[..., i, j, None], lead, uv)[..., 0]  # noqa: E731
     y = (uv[..., 1] - entry(1, 2)) / entry(1, 1)
     x = (uv[..., 0] - entry(0, 2) - entry(0, 1) * y) / entry(0, 0)
     return torch.stack([x * depth, y * depth, depth], -1)

@@ -84,31 +84,33 @@ def resize(
 ) -> tuple[Float[Tensor, "*batch h w 3"], Bool[Tensor, "*batch h w"]]:
     """Point map at another size (h, w): every output point IS an input point, so surfaces never mix.
 
-    Of the four input pixels around the centre of an output pixel the nearest valid one is taken; the output is not
-    valid (and zero) if none is. Image edges map onto image edges, as in camera.resize.
+    Of the input pixels around the centre of an output pixel, and inside it when shrinking, the nearest valid one is
+    taken; the output is not valid (and zero) if none is. Image edges map onto image edges, as in camera.resize.
     """
     grid = camera.pixel_grid(size, torch.float64, points.device)
     scale = torch.tensor(
         [points.shape[-2] / size[1], points.shape[-3] / size[0]], dtype=torch.float64, device=points.device
     )
     uv = (grid + 0.5) * scale - 0.5
-    best = _nearest_valid(valid, uv.expand(*valid.shape[:-2], *uv.shape))
+    reach = torch.maximum(scale / 2, torch.full_like(scale, 0.5)) + 1e-6
+    best = _nearest_valid(valid, uv.expand(*valid.shape[:-2], *uv.shape), reach)
     picked, found = _gather(points, best.clamp(min=0)), best >= 0
     return torch.where(found[..., None], picked, torch.zeros_like(picked)), found
 
 
 def _corners(uv: Tensor, size: tuple[int, int]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Linear indices, bilinear weights and squared distances of the four pixels around uv (clamped to the image)."""
-    u, v = uv[..., 0].clamp(0, size[1] - 1), uv[..., 1].clamp(0, size[0] - 1)
-    u0, v0 = u.floor().clamp(max=max(size[1] - 2, 0)), v.floor().clamp(max=max(size[0] - 2, 0))
-    index, weight, distance = [], [], []
+    """Linear indices, bilinear weights and offsets |duv| of the four pixels around uv (clamped to the image)."""
+    limit = torch.tensor([size[1], size[0]], dtype=uv.dtype, device=uv.device)
+    uv = torch.minimum(uv.clamp(min=0), limit - 1)
+    first = torch.minimum(uv.floor(), (limit - 2).clamp(min=0))
+    index, weight, offset = [], [], []
     for dv in (0, 1):
         for du in (0, 1):
-            column, row = (u0 + du).clamp(max=size[1] - 1), (v0 + dv).clamp(max=size[0] - 1)
-            index.append(row.long() * size[1] + column.long())
-            weight.append((1 - (u - (u0 + du)).abs()).clamp(min=0) * (1 - (v - (v0 + dv)).abs()).clamp(min=0))
-            distance.append((u - column) ** 2 + (v - row) ** 2)
-    return index, weight, distance
+            pixel = torch.minimum(first + torch.tensor([du, dv], dtype=uv.dtype, device=uv.device), limit - 1)
+            index.append(pixel[..., 1].long() * size[1] + pixel[..., 0].long())
+            offset.append((uv - pixel).abs())
+            weight.append((1 - (uv - first - torch.tensor([du, dv]).to(uv)).abs()).clamp(min=0).prod(-1))
+    return index, weight, offset
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:
@@ -119,13 +121,15 @@ def _gather(values: Tensor, index: Tensor) -> Tensor:
     return picked.reshape(*index.shape, values.shape[-1])
 
 
-def _nearest_valid(valid: Tensor, uv: Tensor) -> Tensor:
-    """Linear index of the nearest valid pixel of the four around uv, -1 where there is none."""
-    index, _, distance = _corners(uv, tuple(valid.shape[-2:]))
-    stacked = torch.stack(index, -1)
+def _nearest_valid(valid: Tensor, uv: Tensor, reach: Tensor | None = None) -> Tensor:
+    """Linear index of the nearest valid pixel of the four around uv, -1 where none is (within reach (u, v))."""
+    index, _, offset = _corners(uv, (valid.shape[-2], valid.shape[-1]))
     usable = torch.stack([_gather(valid[..., None], i)[..., 0] for i in index], -1)
-    nearest = torch.stack(distance, -1).masked_fill(~usable, torch.inf).argmin(-1, keepdim=True)
-    return torch.where(usable.any(-1), stacked.gather(-1, nearest)[..., 0], -1)
+    offsets = torch.stack(offset, -2)
+    if reach is not None:
+        usable = usable & (offsets <= reach).all(-1)
+    nearest = offsets.square().sum(-1).masked_fill(~usable, torch.inf).argmin(-1, keepdim=True)
+    return torch.where(usable.any(-1), torch.stack(index, -1).gather(-1, nearest)[..., 0], -1)
 
 
 def sample(

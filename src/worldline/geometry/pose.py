@@ -120,7 +120,7 @@ def rotate(matrix: Float[Tensor, "*batch 3 3"], points: Float[Tensor, "*any 3"])
     return out.reshape(*out.shape[:-2], *extra, 3)
 
 
-def _spread(value: Tensor, lead: int, like: Tensor) -> Tensor:
+def spread(value: Tensor, lead: int, like: Tensor) -> Tensor:
     """Insert singleton dimensions after the first `lead` ones, so that value [*batch, c] broadcasts to like."""
     extra = like.ndim - 1 - lead
     return value.to(like.dtype).reshape(*value.shape[:lead], *([1] * extra), *value.shape[lead:])
@@ -129,7 +129,7 @@ def _spread(value: Tensor, lead: int, like: Tensor) -> Tensor:
 def transform(pose: Float[Tensor, "*batch 4 4"], points: Float[Tensor, "*any 3"]) -> Float[Tensor, "*out 3"]:
     """Apply poses [*batch, 4, 4] to points [*batch, ..., 3]; the points' dtype is kept."""
     turned = rotate(pose[..., :3, :3], points)
-    return turned + _spread(pose[..., :3, 3], pose.ndim - 2, turned)
+    return turned + spread(pose[..., :3, 3], pose.ndim - 2, turned)
 
 
 def quaternion_to_matrix(wxyz: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
@@ -202,17 +202,17 @@ class Similarity:
     def apply(self, points: Float[Tensor, "*any 3"]) -> Float[Tensor, "*out 3"]:
         """Points [*batch, ..., 3] in the target frame; the points' dtype is kept."""
         moved = self.apply_vector(points)
-        return moved + _spread(self.translation, self.scale.ndim, moved)
+        return moved + spread(self.translation, self.scale.ndim, moved)
 
     def apply_vector(self, vectors: Float[Tensor, "*any 3"]) -> Float[Tensor, "*out 3"]:
         """Displacements such as scene flow: scaled and rotated, not translated."""
         turned = rotate(self.rotation, vectors)
-        return turned * _spread(self.scale[..., None], self.scale.ndim, turned)
+        return turned * spread(self.scale[..., None], self.scale.ndim, turned)
 
     def apply_pose(self, cam2world: Float[Tensor, "*any 4 4"]) -> Float[Tensor, "*out 4 4"]:
         """Cameras [*batch, ..., 4, 4] in the target frame; stay rigid: (R R_c, s R c + t)."""
         columns = self.apply_vector(cam2world[..., :3, :3].mT).mT  # columns of R_c are vectors
-        size = _spread(self.scale[..., None], self.scale.ndim, columns[..., 0])[..., None]
+        size = spread(self.scale[..., None], self.scale.ndim, columns[..., 0])[..., None]
         return from_rt(columns / size, self.apply(cam2world[..., :3, 3]))
 
     def inverse(self) -> Similarity:
