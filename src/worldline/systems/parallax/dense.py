@@ -1,0 +1,192 @@
+"""Depth of every pixel of every frame, its confidence, and what moves: the order of the steps (spec 1.8 - 1.12)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from worldline.align.flow_adjust import R_MIN, FlowState
+from worldline.scene import Progress, no_progress
+from worldline.systems.parallax.fill import EdgeWeights, FillConfig, Filled, edge_weights, fill
+from worldline.systems.parallax.flow import workers
+from worldline.systems.parallax.motion import (
+    MotionConfig,
+    average_score,
+    ground_contact,
+    grow_mask,
+    motion_score,
+    moving_regions,
+    steady,
+    vote,
+)
+from worldline.systems.parallax.representation import FLOW_UNIT, Arena, FlowPairs, texture
+from worldline.systems.parallax.triangulate import Triangulated, triangulate
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseConfig:
+    """How dense depth is made.
+
+    Attributes:
+        sigma_px: reprojection error at which a view counts a quarter.
+        support: share of agreeing flow at which confidence starts, and at which it is full.
+        texture: mean squared gradient (grey levels squared) at which confidence is halved.
+        prior_pull: confidence of "log ratio to the prior = its median" at every pixel.
+        fill: propagation.
+        motion: dynamic mask.
+        memory_bytes: arrays beyond this live in a temporary file.
+    """
+
+    sigma_px: float = 0.75
+    support: tuple[float, float] = (0.35, 0.75)
+    texture: float = 4.0
+    prior_pull: float = 0.002
+    fill: FillConfig = field(default_factory=FillConfig)
+    motion: MotionConfig = field(default_factory=MotionConfig)
+    memory_bytes: int = 2 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseDepth:
+    """Dense results.
+
+    Attributes:
+        r: [T, H, W] float32 inverse depth.
+        confidence: [T, H, W] float32 in [0, 1].
+        moving: [T, H, W] bool.
+    """
+
+    r: np.ndarray
+    confidence: np.ndarray
+    moving: np.ndarray
+
+
+def dense_depth(
+    rgb: Sequence[np.ndarray],
+    gray: Sequence[np.ndarray],
+    pairs: FlowPairs,
+    state: FlowState,
+    config: DenseConfig = DenseConfig(),
+    *,
+    see_depth: bool = True,
+    prior: np.ndarray | None = None,
+    known_moving: np.ndarray | None = None,
+    progress: Progress = no_progress,
+) -> DenseDepth:
+    """Inverse depth, confidence and moving mask of all frames.
+
+    Args:
+        rgb: T frames [H, W, 3] uint8.
+        gray: T frames [H, W] uint8.
+        pairs: dense flows.
+        state: cameras.
+        config: see there.
+        see_depth: False where cameras have no translation: depth is the prior's, or one constant.
+        prior: [T, H, W] float32 inverse depth from elsewhere, each frame up to scale, 0 where unknown; or None.
+        known_moving: [T, H, W] bool, pixels known to move.
+        progress: called per frame.
+    """
+    count, (height, width) = len(rgb), pairs.size
+    arena = Arena(config.memory_bytes)
+    r, c, confidence, scores = (arena.zeros((count, height, width), np.float32) for _ in range(4))
+    moving = arena.zeros((count, height, width), np.bool_)
+
+    def observe(t: int) -> None:
+        seen = triangulate_frame(pairs, state, t, config.sigma_px)
+        r[t], c[t] = seen.r, trust_in(seen, texture(gray[t]), config)
+
+    def propagate(t: int, weights: EdgeWeights) -> Filled:
+        if not see_depth:
+            flat = np.ones((height, width), np.float32) if prior is None else prior[t]
+            return Filled(value=flat, confidence=np.zeros((height, width), np.float32))
+        if prior is None:
+            return fill(r[t], c[t], weights, config.fill)
+        return fuse_prior(r[t], c[t], prior[t], weights, config)
+
+    def score(t: int) -> None:
+        weights = edge_weights(rgb[t], config.fill.edge)
+        found, trust = motion_score(pairs, state, t, propagate(t, weights).value, config.motion)
+        scores[t] = average_score(found, trust, texture(gray[t]), weights, config.motion)
+
+    def finish(t: int) -> None:
+        labels = moving_regions(vote(scores, pairs, t), config.motion)
+        moving[t] = labels > 0
+        if known_moving is not None:
+            moving[t] |= known_moving[t]
+        c[t][grow_mask(moving[t], config.motion.dilate_px)] = 0
+        filled = propagate(t, edge_weights(rgb[t], config.fill.edge))
+        r[t] = filled.value if prior is not None else ground_contact(filled.value, labels, config.motion)
+        confidence[t] = np.where(moving[t], 0.3 * filled.confidence, filled.confidence)
+
+    for name, work in (("triangulation", observe if see_depth else None), ("motion", score), ("depth", finish)):
+        if work is not None:
+            for_all(work, count, name, progress)
+    steady(r, moving, pairs, state)
+    return DenseDepth(r=np.maximum(r, R_MIN, out=r), confidence=confidence, moving=moving)
+
+
+def for_all(work: Callable[[int], None], count: int, name: str, progress: Progress) -> None:
+    """Run `work` for all frames on the machine's cores."""
+    with ThreadPoolExecutor(workers()) as pool:
+        for done, _ in enumerate(pool.map(work, range(count)), 1):
+            progress(name, done, count)
+
+
+def triangulate_frame(pairs: FlowPairs, state: FlowState, t: int, sigma_px: float) -> Triangulated:
+    """Inverse depth, information and support [H, W] of every pixel of frame `t` from all its flows."""
+    height, width = pairs.size
+    targets = pairs.targets()[t]
+    slots = np.flatnonzero(targets >= 0)
+    frames = targets[slots]
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    pixels = np.stack([x, y], -1).reshape(-1, 2)
+    goal = pixels + pairs.flow[t, slots].reshape(len(slots), -1, 2).astype(np.float32) / np.float32(FLOW_UNIT)
+    weight = pairs.weight[t, slots].reshape(len(slots), -1).astype(np.float32) / 255
+    seen = triangulate(
+        pixels,
+        goal,
+        weight,
+        (state.w2c[t], state.intrinsics[t]),
+        (state.w2c[frames], state.intrinsics[frames]),
+        sigma_px,
+    )
+    shape = (height, width)
+    return Triangulated(
+        r=seen.r.reshape(shape), information=seen.information.reshape(shape), support=seen.support.reshape(shape)
+    )
+
+
+def trust_in(seen: Triangulated, tex: np.ndarray, config: DenseConfig) -> np.ndarray:
+    """Confidence [H, W] of triangulated inverse depth: agreement x information x texture, 0 at the floor (spec 1.9)."""
+    low, high = config.support
+    agreement = np.clip((seen.support - low) / (high - low), 0, 1)
+    usual = max(float(np.quantile(seen.information, 0.75)), 1e-6)
+    known = np.minimum(seen.information / usual, 1) * (seen.r > 2 * R_MIN)
+    return (agreement * known * tex / (tex + config.texture)).astype(np.float32)
+
+
+def fuse_prior(r: np.ndarray, c: np.ndarray, prior: np.ndarray, weights: EdgeWeights, config: DenseConfig) -> Filled:
+    """Propagate log(r / prior) instead of r: the prior gives edges and holes, parallax scale and shape (spec 3C)."""
+    known = prior > 0
+    ratio = np.log(np.maximum(r, R_MIN) / np.where(known, prior, 1))
+    trusted = np.where(known, c, 0)
+    middle = weighted_median(ratio, trusted)
+    offset = np.where(trusted > 0, ratio - middle, 0).astype(np.float32)
+    pull = np.float32(config.prior_pull) * known
+    pulled = offset * trusted / np.maximum(trusted + pull, 1e-9)
+    filled = fill(pulled.astype(np.float32), (trusted + pull).astype(np.float32), weights, config.fill)
+    value = np.where(known, prior, 1) * np.exp(middle + np.clip(filled.value, -1.5, 1.5))
+    return Filled(value=value.astype(np.float32), confidence=filled.confidence)
+
+
+def weighted_median(values: np.ndarray, weight: np.ndarray) -> float:
+    """Weighted median of all values; 0 where nothing has weight."""
+    keep = weight > 0
+    if not keep.any():
+        return 0.0
+    order = np.argsort(values[keep])
+    cumulated = np.cumsum(weight[keep][order])
+    return float(values[keep][order][np.searchsorted(cumulated, 0.5 * cumulated[-1])])

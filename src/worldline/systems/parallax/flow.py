@@ -1,0 +1,126 @@
+"""Dense optical flow at several frame gaps, both ways, with a forward-backward check (spec 1.1).
+
+`Flow` is the whole interface, so that a learned flow can replace DIS without touching anything else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import local
+from typing import Any, Protocol
+
+import numpy as np
+
+from worldline.scene import Progress, no_progress
+from worldline.systems.parallax.representation import Arena, FlowPairs, encode_flow, forward_backward_weight
+
+
+class Flow(Protocol):
+    """Dense flow between two grey frames; must be callable from several threads at once."""
+
+    def __call__(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Flow [H, W, 2] float32 in pixels from `source` to `target`, both [H, W] uint8."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """How flow is computed.
+
+    Attributes:
+        gaps: frame gaps always tried.
+        further_gaps: gaps added in turn while the camera moves too slowly to see parallax at the ones before.
+        slow_px: add the next gap while the median flow at the largest one is below this.
+        patch_stride: DIS patch stride; 3 is denser and twice as slow as 4.
+        noise_px: forward-backward error of a good match.
+        relative: the same, squared and relative to squared flow length.
+        memory_bytes: flows beyond this go to a temporary file.
+    """
+
+    gaps: tuple[int, ...] = (1, 2, 4, 8)
+    further_gaps: tuple[int, ...] = (16, 32)
+    slow_px: float = 6.0
+    patch_stride: int = 4
+    noise_px: float = 0.5
+    relative: float = 0.0025
+    memory_bytes: int = 1 << 30
+
+
+class DisFlow:
+    """OpenCV's dense inverse search (Kroeger et al., ECCV 2016), preset MEDIUM, down to the finest scale."""
+
+    def __init__(self, patch_stride: int = 4) -> None:
+        self._stride = patch_stride
+        self._thread = local()  # a DIS object keeps buffers: one per thread
+
+    def __call__(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Flow [H, W, 2] float32 in pixels from `source` to `target`, both [H, W] uint8."""
+        if not hasattr(self._thread, "dis"):
+            self._thread.dis = self._create()
+        return self._thread.dis.calc(source, target, None)
+
+    def _create(self) -> Any:
+        import cv2
+
+        dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        dis.setFinestScale(0)
+        dis.setPatchStride(self._stride)
+        return dis
+
+
+def workers() -> int:
+    """Threads worth starting on this machine."""
+    return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
+def choose_gaps(gray: Sequence[np.ndarray], flow: Flow, config: FlowConfig) -> tuple[int, ...]:
+    """Gaps worth computing for this clip: those that exist, and longer ones where the image moves slowly."""
+    count = len(gray)
+    gaps = [gap for gap in config.gaps if gap < count]
+    for further in config.further_gaps:
+        if not gaps or further * 2 > count:
+            break
+        starts = np.unique(np.linspace(0, count - 1 - gaps[-1], 6).astype(int))
+        motion = [np.median(np.linalg.norm(flow(gray[t], gray[t + gaps[-1]]), axis=-1)) for t in starts]
+        if not 0.2 < float(np.median(motion)) < config.slow_px:
+            break
+        gaps.append(further)
+    return tuple(gaps)
+
+
+def compute_flows(
+    gray: Sequence[np.ndarray], flow: Flow, config: FlowConfig, progress: Progress = no_progress
+) -> FlowPairs:
+    """Flows of every frame to the frames 1, 2, 4 ... before and after it.
+
+    Args:
+        gray: T frames [H, W] uint8.
+        flow: the flow method.
+        config: gaps and weights.
+        progress: called once per frame.
+    """
+    count, size = len(gray), gray[0].shape
+    gaps = choose_gaps(gray, flow, config)
+    offsets = tuple(sign * gap for gap in gaps for sign in (1, -1))
+    arena = Arena(config.memory_bytes)
+    store = FlowPairs(
+        offsets=offsets,
+        flow=arena.zeros((count, len(offsets), *size, 2), np.int16),
+        weight=arena.zeros((count, len(offsets), *size), np.uint8),
+    )
+
+    def compute(t: int) -> None:
+        for k, gap in enumerate(gaps):
+            if t + gap < count:
+                ahead, back = flow(gray[t], gray[t + gap]), flow(gray[t + gap], gray[t])
+                for host, slot, one, other in ((t, 2 * k, ahead, back), (t + gap, 2 * k + 1, back, ahead)):
+                    weight = forward_backward_weight(one, other, config.noise_px, config.relative)
+                    store.flow[host, slot], store.weight[host, slot] = encode_flow(one, weight)
+
+    with ThreadPoolExecutor(workers()) as pool:
+        for done, _ in enumerate(pool.map(compute, range(count)), 1):
+            progress("optical flow", done, count)
+    return store

@@ -1,0 +1,137 @@
+"""The parallax statistic: what of camera, focal length and depth can be known at all (spec 1.3, 4).
+
+P of a frame pair = median distance, in pixels, between its flow and the best pure rotation's. Where P stays at the
+flow's noise floor there is no translation to see, hence no depth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from worldline.align.flow_adjust import Matches
+
+CameraKind = Literal["full", "rotation_only", "static"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallax:
+    """Parallax of every frame pair.
+
+    Attributes:
+        rotation: [T, K, 3, 3] best rotation from host to target, identity where there is no match.
+        parallax_px: [T, K] median residual of that rotation, NaN where there is no match.
+        motion_px: [T, K] median flow length, NaN where there is no match.
+        coverage: [T, K] mean weight of the matches.
+    """
+
+    rotation: np.ndarray
+    parallax_px: np.ndarray
+    motion_px: np.ndarray
+    coverage: np.ndarray
+
+    def by_gap(self, offsets: tuple[int, ...], name: str = "parallax_px", percentile: float = 90) -> dict[int, float]:
+        """A high percentile over the clip of "parallax_px" or "motion_px", per frame gap."""
+        values = getattr(self, name)
+        table = {}
+        for gap in sorted({abs(offset) for offset in offsets}):
+            found = values[:, [k for k, offset in enumerate(offsets) if abs(offset) == gap]]
+            table[gap] = float(np.nanpercentile(found, percentile)) if np.isfinite(found).any() else float("nan")
+        return table
+
+
+def measure(matches: Matches, intrinsics: np.ndarray, rounds: int = 8) -> Parallax:
+    """Robust rotation (Kabsch on unit rays, IRLS) and parallax of every frame pair.
+
+    Args:
+        matches: grid matches.
+        intrinsics: [T, 4] fx, fy, cx, cy.
+        rounds: of reweighting.
+    """
+    frames, slots = matches.target.shape
+    rotation = np.tile(np.eye(3), (frames, slots, 1, 1))
+    parallax, motion = np.full((frames, slots), np.nan), np.full((frames, slots), np.nan)
+    coverage = np.zeros((frames, slots))
+    for k in range(slots):
+        hosts = np.flatnonzero((matches.target[:, k] >= 0) & (matches.weight[:, k].sum(-1) > 3))
+        if not len(hosts):
+            continue
+        targets, weight = matches.target[hosts, k], matches.weight[hosts, k].astype(np.float64)
+        source = rays(matches.pixels[hosts], intrinsics[hosts])
+        goal = rays(matches.goal[hosts, k], intrinsics[targets])
+        R = _kabsch(source, goal, weight, intrinsics[hosts, 0], rounds)
+        error = _reprojection(source, R, matches.goal[hosts, k], intrinsics[targets])
+        rotation[hosts, k] = R
+        parallax[hosts, k] = _weighted_median(error, weight)
+        shift = np.linalg.norm(matches.goal[hosts, k] - matches.pixels[hosts], axis=-1)
+        motion[hosts, k] = _weighted_median(shift, weight)
+        coverage[hosts, k] = weight.mean(-1)
+    return Parallax(rotation=rotation, parallax_px=parallax, motion_px=motion, coverage=coverage)
+
+
+def classify(parallax: Parallax, offsets: tuple[int, ...], floor_px: float) -> CameraKind:
+    """What the camera does: "static" (the image rests), "rotation_only" (no parallax at any gap), else "full"."""
+    motion, seen = parallax.by_gap(offsets, "motion_px"), parallax.by_gap(offsets)
+    if not any(value > floor_px for value in motion.values()):
+        return "static"
+    return "full" if any(value > floor_px for value in seen.values()) else "rotation_only"
+
+
+def rotation_focal(matches: Matches, intrinsics: np.ndarray, factors: np.ndarray) -> tuple[float, np.ndarray]:
+    """Focal factor under which pure rotations explain the flow best, and the mean parallax (px) of every factor.
+
+    A rotating camera shows its focal length: the homographies K R K^-1 of the true one are the only rotations.
+    """
+    chosen = np.unique(np.linspace(0, len(matches) - 1, 24).astype(int))
+    sums = []
+    for factor in factors:
+        scaled = intrinsics.copy()
+        scaled[:, :2] *= factor
+        some = Matches(
+            pixels=matches.pixels,
+            target=np.where(np.isin(np.arange(len(matches)), chosen)[:, None], matches.target, -1),
+            goal=matches.goal,
+            weight=matches.weight,
+        )
+        sums.append(float(np.nanmean(measure(some, scaled, rounds=4).parallax_px)))
+    curve = np.asarray(sums)
+    return float(factors[int(np.argmin(curve))]), curve
+
+
+def rays(pixels: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+    """Unit rays [M, N, 3] of pixels [M, N, 2] under intrinsics [M, 4]."""
+    xy = (pixels - intrinsics[:, None, 2:]) / intrinsics[:, None, :2]
+    direction = np.concatenate([xy, np.ones_like(xy[..., :1])], -1)
+    return direction / np.linalg.norm(direction, axis=-1, keepdims=True)
+
+
+def _kabsch(source: np.ndarray, goal: np.ndarray, weight: np.ndarray, focal: np.ndarray, rounds: int) -> np.ndarray:
+    """Rotations [M, 3, 3] with goal = R source; Geman-McClure weights, scale falling to the median error."""
+    robust = weight.copy()
+    for step in range(rounds):
+        covariance = np.einsum("mni,mnj,mn->mij", goal, source, robust)
+        U, _, Vt = np.linalg.svd(covariance)
+        sign = np.sign(np.linalg.det(U @ Vt))
+        U[:, :, 2] *= sign[:, None]
+        R = U @ Vt
+        error = np.linalg.norm(goal - np.einsum("mij,mnj->mni", R, source), axis=-1)
+        scale = np.maximum(_weighted_median(error, weight), 0.05 / focal) * max(1.0, 4.0 / 2**step)
+        robust = weight / (1 + (error / scale[:, None]) ** 2) ** 2
+    return R
+
+
+def _reprojection(source: np.ndarray, R: np.ndarray, goal_px: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+    point = np.einsum("mij,mnj->mni", R, source)
+    pixel = point[..., :2] / np.maximum(point[..., 2:], 1e-6) * intrinsics[:, None, :2] + intrinsics[:, None, 2:]
+    return np.linalg.norm(pixel - goal_px, axis=-1)
+
+
+def _weighted_median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Weighted median along the last axis of [M, N]."""
+    order = np.argsort(values, axis=-1)
+    cumulated = np.cumsum(np.take_along_axis(weight, order, -1), -1)
+    index = (cumulated < 0.5 * cumulated[:, -1:]).sum(-1)
+    picked = np.take_along_axis(order, np.minimum(index, values.shape[-1] - 1)[:, None], -1)
+    return np.take_along_axis(values, picked, -1)[:, 0]
