@@ -215,8 +215,6 @@ def inverse_prior(prior: Tensor, count: int, size: tuple[int, int]) -> np.ndarra
         values = depth.numpy(force=True).astype(np.float32)
         known = np.isfinite(values) & (values > 0)
         inverse = np.where(known, 1 / np.where(known, values, 1), 0).astype(np.float32)
-            np.float32
-        )
         smaller = size[0] < inverse.shape[0]
         inverse = cv2.resize(inverse, size[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
         known = inverse > 0
