@@ -22,6 +22,8 @@ from worldline.io.video import load_video as load_video
 from worldline.scene import Progress, Scene4D, Video, no_progress
 from worldline.systems.registry import CARDS, Card, Loading, Options, card
 
+AUTO = "auto"
+AUTO_PRIOR = "motioncrafter-mini"
 SMALLEST_SIDE_PX = 16
 
 
@@ -75,7 +77,7 @@ def reconstruct(
     """
     # 1. What runs, and where.
     started = time.perf_counter()
-    entry = card(system)
+    entry = card("parallax" if system == AUTO else system)
     loading = Loading(device=choose_device(device), weights=weights, accept_license=accept_license)
     # 2. The frames, at the size the system works at.
     source_size = video.size if isinstance(video, Video) else VideoReader(video).size
@@ -95,9 +97,49 @@ def reconstruct(
     cache = None if resume_beside is None else PartialRun(Path(resume_beside), settings)
     known = _with_focal(priors or Priors(), focal_px, source_size, clip.size)
     options = Options(window=window, overlap=overlap, seed=seed, priors=known, cache=cache, progress=progress)
-    scene = entry.load(loading).reconstruct(clip, options)
+    if system == AUTO:
+        scene = prior_and_parallax(clip, loading, options)
+    else:
+        scene = entry.load(loading).reconstruct(clip, options)
     # 4. How it was made.
     return replace(scene, provenance=_provenance(scene, settings, started))
+
+
+def prior_and_parallax(clip: Video, loading: Loading, options: Options) -> Scene4D:
+    """The default system: what the embedded network believes, corrected by the parallax it can be checked against.
+
+    Args:
+        clip: the frames, at the size to work at.
+        loading: where the network runs.
+        options: as for any system; windows are the network's.
+
+    Returns:
+        The parallax system's scene, with depth it cannot see filled in from the network.
+    """
+    from worldline.geometry.pointmap import scene_depth
+    from worldline.systems.parallax.infer import ParallaxConfig, infer
+
+    # 1. The network's world, at the size it was trained for.
+    entry = card(AUTO_PRIOR)
+    small = _frames(clip, None, working_size(clip.size, entry))
+    network = entry.load(replace(loading, weights=None)).reconstruct(small, replace(options, priors=Priors()))
+    # 2. Its depth as a prior, each frame up to scale.
+    depth = scene_depth(network).where(network.valid, torch.nan)
+    # 3. Cameras, depth and motion from flow, with that prior where flow says nothing.
+    scene = infer(
+        clip,
+        ParallaxConfig(pixels=None),
+        prior=depth,
+        priors=options.priors,
+        cache=options.cache,
+        progress=options.progress,
+    )
+    made_by = replace(
+        scene.provenance,
+        system=f"parallax+{AUTO_PRIOR}",
+        weights_sha256=network.provenance.weights_sha256,
+    )
+    return replace(scene, provenance=made_by)
 
 
 def choose_device(name: str) -> torch.device:
