@@ -1,0 +1,203 @@
+"""The result of an alignment: cameras now, full-resolution fields when asked for, frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from worldline.align.config import AlignConfig
+from worldline.align.fuse import FrameFields, fuse_frame, moved_pixels
+from worldline.align.observation import Observation
+from worldline.geometry.pose import Similarity
+from worldline.scene import Cameras, Provenance, Scale, Scene4D, Video
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """Windows joined in one world, with a camera per frame.
+
+    Per-pixel fields are computed from the observations on first use; `frames()` yields them one by one in bounded
+    memory for long videos.
+
+    Attributes:
+        cameras: one per frame; world = first camera (or the world of known poses).
+        windows: [G] similarities window -> world.
+        kept: [G] windows that were used.
+        report: JSON-able: objective per term, rejected windows, drift, what could not be determined, seconds.
+        scale: "metric" when a prior made it so.
+        observations: the windows themselves, any sequence (it may read from disk).
+        rays: [H, W, 3] or [T, H, W, 3] camera rays with z = 1 (distortion included).
+        config: settings.
+        reference_weight: summed confidence of a well-seen pixel.
+        dynamic_threshold: relative motion above which a pixel counts as moving.
+    """
+
+    cameras: Cameras
+    windows: Similarity
+    kept: Bool[Tensor, " G"]
+    report: dict[str, Any]
+    scale: Scale = "relative"
+    observations: Sequence[Observation]
+    rays: Float[Tensor, "*T H W 3"]
+    config: AlignConfig
+    reference_weight: float
+    dynamic_threshold: float
+    window_frames: tuple[tuple[int, ...], ...] = field(repr=False)
+
+    def frames(self) -> Iterator[FrameFields]:
+        """Fields of every frame in order; each window is read once and dropped after its last frame."""
+        order: dict[int, list[int]] = {}
+        for k, frames in enumerate(self.window_frames):
+            for frame in frames if bool(self.kept[k]) else ():
+                order.setdefault(frame, []).append(k)
+        loaded: dict[int, Observation] = {}
+        for n in range(len(self.cameras)):
+            for k in order.get(n, []):
+                if k not in loaded:
+                    loaded[k] = self.observations[k]
+            yield self._frame(n, [(k, loaded[k]) for k in order.get(n, [])])
+            loaded = {k: value for k, value in loaded.items() if self.window_frames[k][-1] > n}
+
+    def _frame(self, n: int, views: list[tuple[int, Observation]]) -> FrameFields:
+        ray = self.rays[n] if self.rays.ndim == 4 else self.rays
+        if not views:
+            return self._empty(ray)
+        world, weight, flow, flow_weight = [], [], [], []
+        has_flow = any(o.scene_flow is not None for _, o in views)
+        for k, o in views:
+            i = o.frames.index(n)
+            similarity = Similarity(
+                scale=self.windows.scale[k], rotation=self.windows.rotation[k], translation=self.windows.translation[k]
+            )
+            w = o.confidence[i].float() * _taper(i, len(o))
+            world.append(similarity.apply(torch.where((w > 0)[..., None], o.points[i].float(), 0.0)))
+            weight.append(w)
+            if has_flow:
+                asked = w * self._flow_mask(o, i, n)
+                value = o.scene_flow[i].float() if o.scene_flow is not None else torch.zeros_like(world[-1])
+                flow.append(similarity.apply_vector(torch.where((asked > 0)[..., None], value, 0.0)))
+                flow_weight.append(asked)
+        return fuse_frame(
+            torch.stack(world), torch.stack(weight), torch.stack(flow) if has_flow else None,
+            torch.stack(flow_weight) if has_flow else None, self.cameras.cam2world[n], ray.to(world[0]),
+            self.reference_weight, self.config.points_on_rays,
+        )  # fmt: skip
+
+    def _flow_mask(self, o: Observation, i: int, n: int) -> Tensor:
+        if o.scene_flow is None or n == len(self.cameras) - 1:
+            return torch.zeros_like(o.confidence[i])
+        if o.flow_valid is None:
+            return torch.ones_like(o.confidence[i])
+        return o.flow_valid[i].to(o.confidence)
+
+    def _empty(self, ray: Tensor) -> FrameFields:
+        """A frame that no window speaks about: nothing is valid."""
+        ray = ray.float()
+        nothing = torch.zeros(ray.shape[:2])
+        flow = any(o is not None for o in (self.observations[0].scene_flow,))
+        return FrameFields(
+            points=ray, depth=torch.ones_like(nothing), valid=nothing.bool(), confidence=nothing,
+            scene_flow=torch.zeros_like(ray) if flow else None, flow_valid=nothing.bool() if flow else None,
+        )  # fmt: skip
+
+    @cached_property
+    def _all(self) -> dict[str, Tensor | None]:
+        columns: dict[str, list[Any]] = {}
+        for fields in self.frames():
+            for name in ("points", "depth", "valid", "confidence", "scene_flow", "flow_valid"):
+                columns.setdefault(name, []).append(getattr(fields, name))
+        return {k: torch.stack(v) if all(x is not None for x in v) else None for k, v in columns.items()}
+
+    def _get(self, name: str) -> Tensor:
+        value = self._all[name]
+        if value is None:
+            raise ValueError(f"No window observed {name}.")
+        return value
+
+    @property
+    def points(self) -> Float[Tensor, "T H W 3"]:
+        """World points."""
+        return self._get("points")
+
+    @property
+    def depth(self) -> Float[Tensor, "T H W"]:
+        """z-depth in each frame's camera."""
+        return self._get("depth")
+
+    @property
+    def valid(self) -> Bool[Tensor, "T H W"]:
+        """Where points mean something."""
+        return self._get("valid")
+
+    @property
+    def confidence(self) -> Float[Tensor, "T H W"]:
+        """In [0, 1]: weight of the windows and how well they agree."""
+        return self._get("confidence")
+
+    @property
+    def scene_flow(self) -> Float[Tensor, "T H W 3"] | None:
+        """World displacement to the next frame, or None where no window observed any."""
+        return self._all["scene_flow"]
+
+    @property
+    def flow_valid(self) -> Bool[Tensor, "T H W"] | None:
+        """Where scene_flow means something."""
+        return self._all["flow_valid"]
+
+    @cached_property
+    def dynamic(self) -> Bool[Tensor, "T H W"]:
+        """Pixels on moving things: by their scene flow, or because they vacate what a neighbouring frame sees."""
+        threshold = self.dynamic_threshold
+        if self.scene_flow is not None and self.flow_valid is not None:
+            moving = (self.scene_flow.norm(dim=-1) > threshold * self.depth) & self.flow_valid
+            if len(moving) > 1:
+                moving[-1] = self._vacates(len(moving) - 1, len(moving) - 2)
+            return moving
+        T = len(self.cameras)
+        out = torch.zeros_like(self.valid)
+        for n in range(T):
+            for other in (n - 1, n + 1):
+                if 0 <= other < T:
+                    out[n] |= self._vacates(n, other)
+        return out
+
+    def _vacates(self, n: int, other: int) -> Tensor:
+        return moved_pixels(
+            self.points[n], self.valid[n], self.depth[other], self.valid[other],
+            self.cameras.cam2world[other], self.cameras.intrinsics[other], max(3 * self.dynamic_threshold, 0.05),
+        )  # fmt: skip
+
+    def scene(self, video: Video, provenance: Provenance) -> Scene4D:
+        """The scene of this video; the report joins the provenance.
+
+        Raises:
+            ValueError: the video has another length or size than the observations.
+        """
+        if len(video) != len(self.cameras) or video.size != self.cameras.size:
+            raise ValueError(
+                f"The video has {len(video)} frames of {video.size}, the alignment {len(self.cameras)} of {self.cameras.size}."
+            )
+        from dataclasses import replace
+
+        return Scene4D(
+            video=video,
+            points=self.points,
+            valid=self.valid,
+            cameras=self.cameras,
+            scene_flow=self.scene_flow,
+            flow_valid=self.flow_valid,
+            confidence=self.confidence,
+            scale=self.scale,
+            provenance=replace(provenance, report={**provenance.report, **self.report}),
+        )
+
+
+def _taper(i: int, length: int) -> float:
+    """Less weight at a window's ends, where it starts or stops speaking, so that nothing jumps there."""
+    return min(i + 1, length - i) / (length / 2 + 0.5)
