@@ -1,0 +1,114 @@
+"""MotionCrafter as a system of the registry: loaded weights, default settings, provenance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from worldline.io.tensors import WeightsError
+from worldline.scene import Provenance, Scene4D, Video
+from worldline.systems.motioncrafter import pretrained
+from worldline.systems.motioncrafter.config import Paradigm
+from worldline.systems.motioncrafter.infer import InferConfig, infer
+from worldline.systems.motioncrafter.networks import MotionCrafter
+from worldline.systems.registry import Loading, Options
+
+MINI_CHECKPOINT = Path(__file__).with_name("mini.safetensors")
+"""The embedded checkpoint; its JSON lies beside it."""
+
+MINI_MAX_PIXELS = 160 * 256
+"""Larger frames are shrunk to this for the small networks, which have only seen small pictures."""
+
+OFFLOAD_BELOW_BYTES = 12 * 1024**3
+"""With less free GPU memory than this, networks visit the GPU one at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionCrafterSystem:
+    """A loaded model with its settings.
+
+    Attributes:
+        name: of the system, for the provenance.
+        model: the networks.
+        config: settings; window, overlap and seed of the caller's options come before them.
+        weights_sha256: hash of the weights.
+        unreliable: outputs that do not beat their trivial predictor.
+    """
+
+    name: str
+    model: MotionCrafter
+    config: InferConfig
+    weights_sha256: str
+    unreliable: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Number of learned parameters."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def reconstruct(self, video: Video, options: Options) -> Scene4D:
+        """One scene for the whole video, at the video's resolution."""
+        config = replace(self.config, window=options.window, overlap=options.overlap, seeds=(options.seed,))
+        if options.window is not None and options.overlap is None:
+            config = replace(config, overlap=min(self.model.config.overlap, max(options.window - 1, 0)))
+        return infer(
+            video,
+            self.model,
+            config,
+            cache=options.cache,
+            progress=options.progress,
+            priors=options.priors,
+            provenance=Provenance(system=self.name, weights_sha256=self.weights_sha256, unreliable=self.unreliable),
+        )
+
+
+def load_mini(loading: Loading) -> MotionCrafterSystem:
+    """The embedded small model, or another checkpoint file written by `worldline train`.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        WeightsError: it is damaged or does not fit.
+    """
+    path = MINI_CHECKPOINT if loading.weights is None else Path(loading.weights)
+    loaded = pretrained.load_file(path, dtype=loading.dtype or torch.float32)
+    return MotionCrafterSystem(
+        name="motioncrafter-mini",
+        model=loaded.model.to(loading.device),
+        config=InferConfig(max_pixels=MINI_MAX_PIXELS),
+        weights_sha256=loaded.sha256,
+        unreliable=tuple(loaded.card.get("unreliable", ())),
+    )
+
+
+def load_published(loading: Loading, paradigm: Paradigm = "deterministic") -> MotionCrafterSystem:
+    """The published model from the hub or from folders; a folder of only the denoising U-Net chooses that one.
+
+    Half precision on GPUs, float32 on the CPU; both VAEs always in float32. On a small GPU each network is there only
+    while it works.
+
+    Raises:
+        WeightsError: see `io.weights.resolve`.
+    """
+    if loading.weights is not None:
+        paradigm = _paradigm_of(Path(loading.weights), paradigm)
+    half = torch.float32 if loading.device.type == "cpu" else torch.float16
+    loaded = pretrained.load(
+        paradigm, source=loading.weights, accept_license=loading.accept_license, dtype=loading.dtype or half
+    )
+    offload = loading.device.type == "cuda" and torch.cuda.mem_get_info(loading.device)[0] < OFFLOAD_BELOW_BYTES
+    return MotionCrafterSystem(
+        name="motioncrafter",
+        model=loaded.model if offload else loaded.model.to(loading.device),
+        config=InferConfig(device=str(loading.device)),
+        weights_sha256=loaded.sha256,
+    )
+
+
+def _paradigm_of(folder: Path, paradigm: Paradigm) -> Paradigm:
+    present = [kind for kind, name in pretrained.UNET_FOLDERS.items() if (folder / name).is_dir()]
+    if folder.is_dir() and not present:
+        names = " or ".join(pretrained.UNET_FOLDERS.values())
+        raise WeightsError(f"{folder} has no {names}; give the folder that holds the published subfolders.")
+    return present[0] if len(present) == 1 else paradigm
