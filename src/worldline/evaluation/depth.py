@@ -1,7 +1,7 @@
 """Depth metrics: relative errors, threshold accuracies, boundaries and stability over time.
 
-No function here aligns anything: a metric's number means nothing without the name of its alignment, and alignments live
-in `gauge.py`. Averages are over the pixels given; how pixels, frames and sequences are pooled is the protocol's business.
+No function here aligns anything: a number means nothing without the name of its alignment, and alignments live in
+`gauge.py`. Averages are over the pixels given; how pixels, frames and sequences are pooled is the protocol's business.
 """
 
 from __future__ import annotations

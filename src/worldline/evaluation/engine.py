@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from worldline.evaluation.pair import Pair, pair_up
 from worldline.evaluation.parts import Part
 from worldline.evaluation.parts_camera import aligned_paths
-from worldline.evaluation.protocols import Protocol
+from worldline.evaluation.protocols.protocol import Protocol
 from worldline.evaluation.report import Picture, Report
 from worldline.scene import Scene4D
 
@@ -74,18 +73,6 @@ def failed_reports(truth: Scene4D, protocol: Protocol, *, sequence: str, system:
     protocol = protocol.on(_dataset_of(truth, protocol))
     measures = [entry for part in applicable(protocol, truth, "estimated") for entry in part.failures(reason)]
     return [Report(protocol=protocol.name, sequence=sequence, system=system, measures=tuple(measures))]
-
-
-def attempt(
-    predict: Callable[[], Scene4D], truth: Scene4D, protocol: Protocol, *, sequence: str, system: str, picture: bool = False
-) -> list[Report]:
-    """Predict and score; whatever a system raises becomes failed measures, not the end of the evaluation."""
-    try:
-        prediction = predict()
-    except Exception as error:  # noqa: BLE001 - somebody else's system may raise anything; the row says what
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return failed_reports(truth, protocol, sequence=sequence, system=system, reason=reason)
-    return evaluate_both(prediction, truth, protocol, sequence=sequence, system=system, picture=picture)
 
 
 def applicable(protocol: Protocol, truth: Scene4D, poses: Poses) -> list[Part]:

@@ -47,7 +47,7 @@ ESTIMATORS: Mapping[str, Estimator] = {
     "scale_shift_adam_1e-4_1000": _adam(1e-4, 1000),
     "scale_shift_adam_1e-2_5000": _adam(1e-2, 5000),
 }
-"""(predicted [N], truth [N]) -> (scale, shift), by name; `adam` are the published, not converged or slow, optimisers."""
+"""(predicted [N], truth [N]) -> (scale, shift), by name; `adam` are published optimisers, not converged or slow."""
 
 MEANING: Mapping[str, str] = {
     "none": "nothing is fitted: metric scale is on trial",

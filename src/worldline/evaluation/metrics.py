@@ -51,7 +51,9 @@ METRICS: Mapping[str, Metric] = {
     "apd_*": _high("", "share of scene flow errors at most the threshold, in the unit of the truth"),
     "epe_percent": _low("%", "scene flow error over the median true depth"),
     "epe_moving_percent": _low("%", "the same, pixels that truly move"),
-    "epe_moving_over_zero": _low("", "flow error of moving pixels over that of predicting no motion: below 1 is better"),
+    "epe_moving_over_zero": _low(
+        "", "flow error of moving pixels over that of predicting no motion: below 1 is better"
+    ),
     "static_flow_percent": _low("%", "predicted motion of static pixels over their depth"),
     "dynamic_iou": _high("", "intersection over union of the pixels that move by > 0.5 % of their depth"),
     "ate": _low("truth", "root mean square distance of aligned camera centres"),

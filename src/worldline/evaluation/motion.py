@@ -6,7 +6,6 @@ is the unit of the truth.
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -26,7 +25,9 @@ def share_within(errors: Float[Tensor, " N"], threshold: float) -> float:
     return 1.0 - float((errors > threshold).double().mean())
 
 
-def moving(scene_flow: Float[Tensor, "*shape 3"], depth: Float[Tensor, "*shape"], share: float) -> Bool[Tensor, "*shape"]:
+def moving(
+    scene_flow: Float[Tensor, "*shape 3"], depth: Float[Tensor, "*shape"], share: float
+) -> Bool[Tensor, "*shape"]:
     """Where a point moves by more than `share` of its depth in one frame."""
     return scene_flow.norm(dim=-1) > share * depth.abs()
 

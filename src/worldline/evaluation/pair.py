@@ -1,16 +1,17 @@
 """A prediction and its truth made comparable: same frames, same world, same pixels; holes of the prediction are misses.
 
 Whatever a protocol says, three rules hold. World means the first camera of the sequence, so a prediction with cameras
-may live in any rigid frame. A pixel the prediction calls invalid (or that is not finite) takes no part in any fit and is
-scored as zero: depth 0, a point at the world's origin, no motion. Frames are paired by index when the counts agree, else
-by time.
+may live in any rigid frame. A pixel the prediction calls invalid (or that is not finite) takes no part in any fit and
+is scored as zero: depth 0, a point at the world's origin, no motion. Frames are paired by index when the counts agree,
+else by time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -109,6 +110,13 @@ class Pair:
     truth: Scene4D
     resize: Resize
     placement: Float[Tensor, "T 4 4"] | None = None
+    _known: dict[Hashable, Any] = field(init=False, default_factory=dict, compare=False)
+
+    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """What `compute` gives, computed once per key: several parts share a fit."""
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
 
     @cached_property
     def mask(self) -> Bool[Tensor, "T H W"]:

@@ -21,24 +21,44 @@ from worldline.evaluation import trajectory
 from worldline.evaluation.gauge import DepthGauge, align_depth
 from worldline.evaluation.pair import Pair, Resize
 from worldline.evaluation.report import Measure, failure, measure
-from worldline.geometry import fit, pose, sceneflow
+from worldline.geometry import fit, pointmap, pose, sceneflow
 from worldline.scene import Scene4D
 
 Need = Literal[
-    "points", "cameras", "moving_camera", "scene_flow", "motion", "static", "tracks", "three_frames", "intrinsics"
+    "points",
+    "cameras",
+    "intrinsics",
+    "moving_camera",
+    "two_frames",
+    "three_frames",
+    "scene_flow",
+    "motion",
+    "static",
+    "tracks",
 ]
 
 _HAS: dict[Need, Callable[[Scene4D], bool]] = {
     "points": lambda truth: bool(truth.valid.any()),
     "cameras": lambda truth: truth.cameras is not None,
     "intrinsics": lambda truth: truth.cameras is not None and bool(truth.cameras.intrinsics.isfinite().all()),
-    "moving_camera": lambda truth: truth.cameras is not None and not trajectory.still(truth.cameras.cam2world),
+    "moving_camera": lambda truth: _camera_moves(truth),
+    "two_frames": lambda truth: len(truth) >= 2,
     "three_frames": lambda truth: len(truth) >= 3,
     "scene_flow": lambda truth: truth.flow_valid is not None and bool(truth.flow_valid[:-1].any()),
     "motion": lambda truth: bool(_moves(truth).any()),
     "static": lambda truth: _HAS["scene_flow"](truth) and bool((truth.flow_valid & ~_moves(truth)).any()),
     "tracks": lambda truth: "tracks" in truth.extras and truth.cameras is not None,
 }
+
+
+def _camera_moves(truth: Scene4D) -> bool:
+    """By more than a thousandth of the scene's size (where there are points): what is less is rounding."""
+    if truth.cameras is None or trajectory.still(truth.cameras.cam2world):
+        return False
+    if not bool(truth.valid.any()):
+        return True
+    size = pointmap.depth_of(truth.points, truth.cameras.cam2world)[truth.valid].median()
+    return trajectory.path_length(truth.cameras.cam2world) > 1e-3 * float(size)
 
 
 def _moves(truth: Scene4D) -> Tensor:
@@ -97,6 +117,7 @@ class DepthPart(Part):
         confident_fit: fit only on the more confident half of the pixels, score all (stands for Geo4D's own mask).
         resize: how predicted depth is brought to the truth's size.
         pool: "pixels" of the whole sequence at once, or the mean of per-"frames" means (empty frames left out).
+        fit_every: fit on every so many of the pixels (the suites' L1 fits would take longer than some systems).
     """
 
     gauge: DepthGauge
@@ -106,6 +127,7 @@ class DepthPart(Part):
     confident_fit: bool = False
     resize: Resize = "bicubic"
     pool: Literal["pixels", "frames"] = "pixels"
+    fit_every: int = 1
     needs = ("points", "cameras")
 
     def names(self) -> tuple[tuple[str, str], ...]:
@@ -140,11 +162,20 @@ class DepthPart(Part):
         chosen = scored & known
         if self.confident_fit and pair.prediction.confidence is not None:
             chosen = depth_metrics.confident_half(confidence_at_truth(pair), chosen)
+        if self.fit_every > 1:
+            chosen = every(chosen, self.fit_every)
         aligned, _ = align_depth(predicted, truth, chosen, self.gauge)
         aligned = torch.where(known, aligned, torch.zeros_like(aligned))
         if self.clip_after != (None, None):
             aligned = aligned.clamp(*self.clip_after)
         return aligned, scored
+
+
+def every(mask: Tensor, step: int) -> Tensor:
+    """Every `step`-th pixel of a mask, counted through the whole sequence."""
+    kept = torch.zeros_like(mask)
+    kept.view(-1)[mask.flatten().nonzero()[::step, 0]] = True
+    return kept
 
 
 def confidence_at_truth(pair: Pair) -> Float[Tensor, "T H W"]:
@@ -225,7 +256,10 @@ class PointPart(Part):
         return pose.transform(pair.placement, scale * pair.camera_points + shift), pair.truth_points
 
     def gauge(self, pair: Pair) -> tuple[float, Tensor]:
-        """Scale and shift: fitted in the world, or in camera frames where the prediction will be placed by other poses."""
+        """Scale and shift: fitted in the world, or in camera frames where other poses will place the prediction."""
+        return pair.once(self, lambda: self._fit(pair))
+
+    def _fit(self, pair: Pair) -> tuple[float, Tensor]:
         in_camera = self.frame == "camera" or pair.placement is not None
         source = pair.camera_points if in_camera else pair.world_points
         target = pose.transform(pose.inverse(pair.true_poses), pair.truth_points) if in_camera else pair.truth_points

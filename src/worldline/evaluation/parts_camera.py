@@ -94,17 +94,16 @@ class PathPercentPart(Part):
 class ScenePercentPart(Part):
     """Camera errors in percent of the scene's size, with the scale of the depth: defined for still cameras too.
 
-    ATE after rotation and translation only; RPE between consecutive frames, translation and rotation.
+    ATE after rotation and translation only; translation of the RPE between consecutive frames.
     """
 
-    needs = ("points", "cameras")
+    needs = ("points", "cameras", "two_frames")
 
     def names(self) -> tuple[tuple[str, str], ...]:
-        """ATE, RPE translation, RPE rotation."""
+        """ATE, RPE translation."""
         return (
             ("ate_percent_scene", "se3_depth_scale/sequence"),
             ("rpe_translation_percent_scene", "depth_scale/sequence"),
-            ("rpe_rotation_deg", "none/pair"),
         )
 
     def values(self, pair: Pair) -> tuple[dict[str, float], int]:
@@ -116,7 +115,6 @@ class ScenePercentPart(Part):
         values = {"ate_percent_scene": 100 * ate / pair.scene_size}
         relative = trajectory.relative_pose_error(scaled, truth, "none", trajectory.frame_pairs(len(truth), 1))
         values["rpe_translation_percent_scene"] = 100 * relative.translation / pair.scene_size
-        values["rpe_rotation_deg"] = relative.rotation_deg
         return values, len(truth)
 
 
@@ -126,6 +124,23 @@ def _rigid(estimated: Tensor, truth: Tensor) -> Tensor:
     if trajectory.still(estimated) or trajectory.still(truth):
         return centres + (target - centres).mean(0)
     return fit.umeyama(centres, target, with_scale=False).apply(centres)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotationPart(Part):
+    """Root mean square angle of relative pose errors between consecutive frames; needs no alignment."""
+
+    needs = ("cameras", "two_frames")
+
+    def names(self) -> tuple[tuple[str, str], ...]:
+        """One angle."""
+        return (("rpe_rotation_deg", "none/pair"),)
+
+    def values(self, pair: Pair) -> tuple[dict[str, float], int]:
+        """Compare steps."""
+        pairs = trajectory.frame_pairs(len(pair.truth), 1)
+        relative = trajectory.relative_pose_error(pair.poses, pair.true_poses, "none", pairs)
+        return {"rpe_rotation_deg": relative.rotation_deg}, relative.pairs
 
 
 @dataclass(frozen=True, kw_only=True)

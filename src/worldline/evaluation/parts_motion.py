@@ -20,6 +20,10 @@ def aligned_flow(pair: Pair, points: PointPart, static_pose: bool = False) -> Fl
 
     `static_pose` uses the camera of frame t for both ends (MotionCrafter's --static_pose_for_flow).
     """
+    return pair.once((points, static_pose), lambda: _align_flow(pair, points, static_pose))
+
+
+def _align_flow(pair: Pair, points: PointPart, static_pose: bool) -> Tensor:
     scale, shift = points.gauge(pair)
     if pair.placement is None:
         return scale * pair.flow
@@ -153,8 +157,11 @@ class DynamicMaskPart(Part):
 
 
 def _flow_errors(pair: Pair, points: PointPart) -> tuple[Tensor, Tensor]:
-    assert pair.truth.scene_flow is not None
-    return (aligned_flow(pair, points) - pair.truth.scene_flow.double()).norm(dim=-1), pair.flow_mask
+    def errors() -> Tensor:
+        assert pair.truth.scene_flow is not None
+        return (aligned_flow(pair, points) - pair.truth.scene_flow.double()).norm(dim=-1)
+
+    return pair.once(("flow errors", points), errors), pair.flow_mask
 
 
 @dataclass(frozen=True, kw_only=True)

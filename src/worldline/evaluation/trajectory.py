@@ -74,7 +74,7 @@ def still(cam2world: Float[Tensor, "T 4 4"]) -> bool:
     """Whether all camera centres coincide, to rounding."""
     centres = cam2world[:, :3, 3].double()
     spread = (centres - centres.mean(0)).norm(dim=-1).max()
-    return bool(spread <= 1e-9 * max(1.0, float(centres.abs().max())))
+    return bool(spread <= 1e-7 * max(1.0, float(centres.abs().max())))
 
 
 def absolute_trajectory_error(

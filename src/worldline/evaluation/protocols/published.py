@@ -1,91 +1,24 @@
-"""The protocols of the field as data: what is scored, after which alignment, how it is averaged, and what to beware of.
+"""The protocols of the field as data: what is scored, after which alignment, how it is averaged, what to beware of.
 
-A protocol is a name for a set of choices. Where a published script does something that a reader would not expect, the
+Where a published script does something that a reader would not expect, the
 choice is reproduced and `pitfall` says so. Sources are the papers' scripts as read in 2025 and 2026.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 from worldline.evaluation.gauge import DepthGauge
-from worldline.evaluation.pair import Frames, Resize
-from worldline.evaluation.parts import DepthPart, Part, PointPart
+from worldline.evaluation.pair import Frames
+from worldline.evaluation.parts import DepthPart, PointPart
 from worldline.evaluation.parts_camera import (
-    FocalPart,
-    PathPercentPart,
     PoseAucPart,
-    ScenePercentPart,
     TrajectoryPart,
 )
-from worldline.evaluation.parts_depth import BoundaryPart, ConfidentHalfPart, CoveragePart, StabilityPart
-from worldline.evaluation.parts_motion import (
-    DynamicMaskPart,
-    FlowPart,
-    FlowPercentPart,
-    MovingFlowPart,
-    StaticFlowPart,
-    TrackPart,
-)
-from worldline.evaluation.report import Averaging
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """How a protocol uses one data set.
-
-    Attributes:
-        sequences: which ones, and which of their frames, in words: cutting them out is the adapter's work.
-        parts: replaces the protocol's parts, where masks or clipping differ; None keeps them.
-        frames: replaces the protocol's frames; None keeps them.
-    """
-
-    sequences: str
-    parts: tuple[Part, ...] | None = None
-    frames: Frames | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """A published way to score a prediction.
-
-    Attributes:
-        name: what the command line calls it.
-        parts: the numbers.
-        frames: which frames of a clip are scored.
-        resize: how predicted maps are brought to the truth's size.
-        averaging: of sequences.
-        datasets: by name; their `parts` and `frames` override these.
-        source: where the definition was read.
-        pitfall: what the number hides.
-        failures: what the published script does with a sequence that fails; here it is always a failed row.
-    """
-
-    name: str
-    parts: tuple[Part, ...]
-    frames: Frames = Frames()
-    resize: Resize = "nearest"
-    averaging: Averaging = "sequences"
-    datasets: Mapping[str, Dataset] = field(default_factory=lambda: MappingProxyType({}))
-    source: str
-    pitfall: str
-    failures: str = "not said"
-
-    def on(self, dataset: str | None) -> Protocol:
-        """The protocol as used on a data set.
-
-        Raises ValueError for a data set it does not know; None and "" keep the general settings.
-        """
-        if not dataset:
-            return self
-        if dataset not in self.datasets:
-            known = ", ".join(self.datasets) or "none"
-            raise ValueError(f"Protocol {self.name} has no settings for data set '{dataset}'; it knows: {known}.")
-        use = self.datasets[dataset]
-        return replace(self, parts=use.parts or self.parts, frames=use.frames or self.frames)
-
+from worldline.evaluation.parts_depth import StabilityPart
+from worldline.evaluation.parts_motion import FlowPart, TrackPart
+from worldline.evaluation.protocols.protocol import Dataset, Protocol
 
 GEO4D_LAD = DepthGauge(estimator="scale_shift_adam_1e-2_5000")
 MONST3R_LAD = DepthGauge(estimator="scale_shift_adam_1e-4_1000")
@@ -116,7 +49,7 @@ _depthcrafter = DepthPart(
 )
 _world = PointPart()
 
-_ALL = (
+PUBLISHED = (
     Protocol(
         name="motioncrafter-world",
         parts=(_world, FlowPart(points=_world, target="camera_relative")),
@@ -136,9 +69,9 @@ _ALL = (
         ),
         source="MotionCrafter (2602), evaluation/eval.py in world mode; specification 5.2 and 5.3",
         pitfall=(
-            "The true flow is x'(camera t+1) - x(camera t) and contains ego-motion, the prediction is world motion: with a "
-            "moving camera a perfect prediction does not score 0. Geometry is scored on 8 frames when flow exists, on 25 "
-            "otherwise. Errors are divided by the distance from the first camera: far points are judged leniently."
+            "The true flow is x'(camera t+1) - x(camera t) and contains ego-motion, the prediction is world motion: "
+            "with a moving camera a perfect prediction does not score 0. Geometry is scored on 8 frames when flow "
+            "exists, on 25 otherwise. Errors are divided by the distance from the first camera: far points are judged leniently."
         ),
         failures="clips without flow enter the means as -1",
     ),
@@ -164,9 +97,9 @@ _ALL = (
         ),
         source="Geo4D (ICCV 2025), scripts/evaluation; specification 4.1",
         pitfall=(
-            "'scale & shift' is a long Adam run, close to exact L1, fitted only where the system trusts itself; on KITTI it "
-            "is MonST3R's short run. The published fit mask is point validity > 0.8; here it is the more confident half. "
-            "Bicubic resizing mixes depth across edges."
+            "'scale & shift' is a long Adam run, close to exact L1, fitted only where the system trusts itself; on KITTI "
+            "it is MonST3R's short run. The published fit mask is point validity > 0.8; here it is the more confident "
+            "half. Bicubic resizing mixes depth across edges."
         ),
         failures="not said",
     ),
@@ -204,7 +137,7 @@ _ALL = (
             }
         ),
         source="CUT3R (CVPR 2025), eval/video_depth/eval_depth.py; peers specification 3.2",
-        pitfall="One scale per sequence by ten reweighted steps; metric rows of the same table have no alignment at all.",
+        pitfall="One scale per sequence by ten reweighted steps; metric rows of the same table have none.",
     ),
     Protocol(
         name="depthcrafter-disparity",
@@ -253,7 +186,7 @@ _ALL = (
         parts=(TrajectoryPart(),),
         datasets=_POSE_SETS,
         source="MonST3R (ICLR 2025), dust3r/utils/vo_eval.py, with evo; peers specification 3.2",
-        pitfall="The numbers of geo4d-pose; different methods fail on different sequences and the tables do not say so.",
+        pitfall="The numbers of geo4d-pose; methods fail on different sequences and the tables do not say so.",
         failures="sequences on which evo raises are left out",
     ),
     Protocol(
@@ -262,8 +195,8 @@ _ALL = (
         datasets=MappingProxyType({"sintel": Dataset(sequences=_SINTEL_POSE)}),
         source="MegaSaM (CVPR 2025), evaluations_poses/evaluate_sintel.py; peers specification 3.2",
         pitfall=(
-            "True translations are divided by the distance from the first to the last camera first: not comparable with "
-            "an ATE in metres, and harsh where the camera comes back."
+            "True translations are divided by the distance from the first to the last camera first: not comparable "
+            "with an ATE in metres, and harsh where the camera comes back."
         ),
     ),
     Protocol(
@@ -272,8 +205,8 @@ _ALL = (
         frames=Frames(count=10, random=True),
         source="VGGT (CVPR 2025) and VGGT-Omega, evaluation/test_co3d.py; PoseDiffusion's AUC",
         pitfall=(
-            "Ten random frames per scene, so wide baselines; a reversed direction of translation counts as right, and a "
-            "pair without true motion counts against everyone."
+            "Ten random frames per scene, so wide baselines; a reversed direction of translation counts as right, and "
+            "a pair without true motion counts against everyone."
         ),
     ),
     Protocol(
@@ -284,8 +217,8 @@ _ALL = (
         ),
         source="TAPVid-3D (NeurIPS 2024), tapnet/tapvid3d/evaluation/metrics.py",
         pitfall=(
-            "Median scaling by the distance of points visible in both; thresholds grow with true depth. A scene without "
-            "tracks is scored by carrying the first frame's points along its scene flow, where they stay visible."
+            "Median scaling by the distance of points visible in both; thresholds grow with true depth. A scene "
+            "without tracks is scored by carrying the first frame's points along its scene flow, where they stay visible."
         ),
     ),
     Protocol(
@@ -296,30 +229,4 @@ _ALL = (
         source="Video Depth Anything (CVPR 2025), section 4 (TAE)",
         pitfall="Says nothing about accuracy: constant depth of a still camera is perfectly stable.",
     ),
-    Protocol(
-        name="worldline-v1",
-        parts=(
-            _world,
-            DepthPart(gauge=DepthGauge(estimator="scale_l1"), metrics=("abs_rel", "delta_1.25"), resize="nearest"),
-            DepthPart(gauge=DepthGauge(estimator="scale_shift_l1"), metrics=("abs_rel", "delta_1.25"), resize="nearest"),
-            ConfidentHalfPart(),
-            CoveragePart(),
-            BoundaryPart(),
-            FlowPercentPart(),
-            MovingFlowPart(),
-            StaticFlowPart(),
-            DynamicMaskPart(),
-            PathPercentPart(),
-            ScenePercentPart(),
-            FocalPart(),
-        ),
-        source="this project: the metrics of the suites synthetic-v1 and real-v1",
-        pitfall=(
-            "Everything is exact and per sequence; percentages are of the median true depth, so that clips in different "
-            "units can be averaged. World points of a clip with a still camera say nothing about poses."
-        ),
-    ),
 )
-
-PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({protocol.name: protocol for protocol in _ALL})
-"""Every protocol by name."""
