@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from worldline.geometry import camera, disparity, pointmap, pose, raymap
 from worldline.scene import Cameras, Provenance, Scene4D, Video
 
-FEW = settings(max_examples=15, deadline=None)
+FEW = settings(max_examples=15, deadline=None, derandomize=True)
 seeds = st.integers(0, 10_000)
 SIZE = (20, 32)
 

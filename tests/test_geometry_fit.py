@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from worldline.geometry import fit, pose
 from worldline.geometry.pose import Similarity
 
-FEW = settings(max_examples=15, deadline=None)
+FEW = settings(max_examples=15, deadline=None, derandomize=True)
 seeds = st.integers(0, 10_000)
 
 
@@ -61,7 +61,7 @@ def test_robust_similarity_survives_a_third_of_wrong_matches(seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     truth = random_similarity(g)
     x = torch.randn(300, 3, generator=g, dtype=torch.float64)
-    y = truth.apply(x) + 0.001 * torch.randn(300, 3, generator=g, dtype=torch.float64)
+    y = truth.apply(x) + 0.001 * truth.scale * torch.randn(300, 3, generator=g, dtype=torch.float64)
     y[:100] += 3 * torch.randn(3, generator=g, dtype=torch.float64) + torch.randn(100, 3, generator=g).double()
     found = fit.robust_similarity(x, y)
     assert abs(float(found.scale / truth.scale) - 1) < 1e-3

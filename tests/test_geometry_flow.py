@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from worldline.geometry import camera, normalize, pointmap, pose, sceneflow
 from worldline.scene import Cameras, Provenance, Scene4D, Video
 
-FEW = settings(max_examples=12, deadline=None)
+FEW = settings(max_examples=12, deadline=None, derandomize=True)
 seeds = st.integers(0, 10_000)
 SIZE = (24, 36)
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from worldline.geometry.pose import spread, rotate
+from worldline.geometry.pose import rotate, spread
 
 
 def pixel_grid(
@@ -111,7 +111,7 @@ def focal_from_pointmap(
     good = mask & points_cam.isfinite().all(-1) & (points_cam[..., 2] > 0)
     if int(good.sum()) < 8:
         raise ValueError("The focal length needs at least 8 valid pixels in front of the camera.")
-    uv = _offsets(points_cam.shape[:2], points_cam, principal_point)[good].flatten()
+    uv = _offsets((points_cam.shape[0], points_cam.shape[1]), points_cam, principal_point)[good].flatten()
     slope = (points_cam[..., :2] / points_cam[..., 2:])[good].flatten()
     used = slope != 0
     ratio, order = (uv[used] / slope[used]).sort()
@@ -134,7 +134,7 @@ def focal_shift_from_pointmap(
         (focal_px, t); the camera-frame points are points + (0, 0, t).
     """
     xyz = points[mask].double()
-    uv = _offsets(points.shape[:2], points.double(), principal_point)[mask]
+    uv = _offsets((points.shape[0], points.shape[1]), points.double(), principal_point)[mask]
     xy, z = xyz[:, :2], xyz[:, 2]
     lowest = -float(z.min())
 
@@ -165,5 +165,4 @@ def focal_shift_from_pointmap(
             damping = max(damping * 10, 1e-3)
             if damping > 1e12:
                 break
-    make = {"dtype": points.dtype, "device": points.device}
-    return torch.tensor(focal, **make), torch.tensor(t, **make)
+    return points.new_tensor(focal), points.new_tensor(t)

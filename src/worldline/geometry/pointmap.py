@@ -14,7 +14,7 @@ def from_depth(
     depth: Float[Tensor, "*batch H W"], intrinsics: Float[Tensor, "*batch 3 3"]
 ) -> Float[Tensor, "*batch H W 3"]:
     """Camera-frame points of a z-depth map (intrinsics in pixels)."""
-    return camera.camera_rays(intrinsics.to(depth.dtype), tuple(depth.shape[-2:])) * depth[..., None]
+    return camera.camera_rays(intrinsics.to(depth.dtype), (depth.shape[-2], depth.shape[-1])) * depth[..., None]
 
 
 def to_world(

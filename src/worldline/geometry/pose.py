@@ -196,8 +196,8 @@ class Similarity:
     @classmethod
     def identity(cls, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Similarity:
         """The similarity that changes nothing."""
-        make = {"dtype": dtype, "device": device}
-        return cls(scale=torch.ones((), **make), rotation=torch.eye(3, **make), translation=torch.zeros(3, **make))
+        eye = torch.eye(3, dtype=dtype, device=device)
+        return cls(scale=eye[0, 0].clone(), rotation=eye, translation=torch.zeros_like(eye[0]))
 
     def apply(self, points: Float[Tensor, "*any 3"]) -> Float[Tensor, "*out 3"]:
         """Points [*batch, ..., 3] in the target frame; the points' dtype is kept."""
