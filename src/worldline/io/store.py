@@ -261,7 +261,7 @@ def info(path: str | Path) -> dict[str, Any]:
     """What a stored scene is, JSON-able, without reading its frames.
 
     Keys: kind, frames, height, width, fps, has_cameras, has_scene_flow, has_confidence, focal_px (median), scale,
-    system, weights_sha256, peak_memory_bytes, seconds, source, unreliable, fields, bytes.
+    system, weights_sha256, peak_memory_bytes, seconds, source, unreliable, report, fields, bytes.
 
     Raises:
         FileNotFoundError, ValueError: see `open_scene`.
@@ -286,6 +286,7 @@ def info(path: str | Path) -> dict[str, Any]:
         "seconds": provenance.seconds,
         "source": provenance.source,
         "unreliable": list(provenance.unreliable),
+        "report": dict(provenance.report),
         "fields": list(stored.fields),
         "bytes": sum(file.stat().st_size for file in Layout(path).root.rglob("*") if file.is_file()),
     }
