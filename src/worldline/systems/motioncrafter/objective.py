@@ -12,27 +12,29 @@ gradients to the U-Net, flow is judged where flow is known, and the denoiser is 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from worldline.diffusion.edm import Preconditioning, loss_weight
 from worldline.systems.motioncrafter import losses
 from worldline.systems.motioncrafter.conditioning import clip_pixels
 from worldline.systems.motioncrafter.networks import MotionCrafter
+from worldline.systems.motioncrafter.representation import Channels, to_maps
 
 PAPER_GRIDS = (4, 16, 64)
 """Patches a side of the published multi-scale depth term; they must divide the frame."""
 
 NEAREST = 0.05
-"""Distances to the first camera are not taken below this (in units of the clip) when errors are made relative."""
+"""Distances to the camera are not taken below this (in units of the clip) when errors are made relative."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clips:
-    """Training clips, normalised; the world is the clip's own (first camera's axes, centred, unit mean distance).
+    """Training clips, normalised; the world is the clip's own (`representation.to_channels`).
 
     Attributes:
         frames: [B, T, H, W, 3] in [0, 1].
@@ -49,6 +51,22 @@ class Clips:
     cam2world: Float[Tensor, "B T 4 4"]
     scene_flow: Float[Tensor, "B T H W 3"]
     flow_valid: Bool[Tensor, "B T H W"]
+
+    def select(self, frames: list[int]) -> Clips:
+        """Some frames of every clip, in the same world; their flow still runs to the frame after."""
+        return Clips(**{entry.name: getattr(self, entry.name)[:, frames] for entry in fields(self)})
+
+
+def clips_of(frames: Float[Tensor, "B T H W 3"], channels: Channels) -> Clips:
+    """Frames in [0, 1] and the channels of their truth, as training clips."""
+    return Clips(
+        frames=frames,
+        points=to_maps(channels.points),
+        valid=channels.valid,
+        cam2world=channels.cam2world,
+        scene_flow=to_maps(channels.scene_flow),
+        flow_valid=channels.flow_valid,
+    )
 
 
 def images(maps: Float[Tensor, "B T H W C"]) -> Float[Tensor, "BT C H W"]:
@@ -80,9 +98,8 @@ def point_terms(
 
 
 def relative(prediction: Float[Tensor, "B T H W 3"], clips: Clips) -> Float[Tensor, ""]:
-    """Mean of |X - X*| / |X* - first camera|: the paper's point metric as a loss (ours; near pixels count as far ones)."""
-    origin = clips.cam2world[:, :1, None, None, :3, 3]
-    distance = (clips.points - origin).norm(dim=-1).clamp(min=NEAREST)
+    """Mean of |X - X*| / |X* - camera|: nearly the paper's point metric, as a loss (ours; near counts like far)."""
+    distance = (clips.points - clips.cam2world[..., None, None, :3, 3]).norm(dim=-1).clamp(min=NEAREST)
     error = ((prediction - clips.points).square().sum(-1) + 1e-8).sqrt()
     return losses.masked_mean(error / distance, clips.valid)
 
@@ -145,6 +162,7 @@ class UNetObjective:
         condition_dropout: share of clips whose condition is zeroed (denoising: needed for guidance).
         sigmas: noise levels of the denoising paradigm.
         chunk: decode this many frames at a time and recompute them in the backward pass; None decodes all at once.
+        decoded: frames of each clip, drawn at random, that are decoded for the point and flow terms; None: all.
     """
 
     grids: tuple[int, ...] = PAPER_GRIDS
@@ -152,6 +170,7 @@ class UNetObjective:
     condition_dropout: float = 0.0
     sigmas: NoiseLevels | None = None
     chunk: int | None = None
+    decoded: int | None = None
 
     def __call__(self, model: MotionCrafter, clips: Clips, generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         """Deterministic: latent, point and flow terms. Denoising: "latent_geometry" and "latent_motion"."""
@@ -160,14 +179,23 @@ class UNetObjective:
         if model.config.paradigm == "denoising":
             sigma = (self.sigmas or NoiseLevels()).sample(len(target), generator)
             prediction = denoised(model, noised(target, sigma, generator), sigma, condition, tokens, time_ids)
-            return latent_terms(model, prediction, target, clips, weight=(sigma**2 + 1) / sigma**2)
+            return latent_terms(model, prediction, target, clips, weight=loss_weight(sigma))
         prediction = model.predict_latents(condition, tokens, time_ids).float()
-        points, flow = self._decoded(model, prediction / model.config.scaling_factor)
+        terms = latent_terms(model, prediction, target, clips)
+        chosen = self._frames(clips, generator)
+        clips = clips.select(chosen)
+        points, flow = self._decode(model, prediction[:, chosen] / model.config.scaling_factor)
         return (
-            latent_terms(model, prediction, target, clips)
+            terms
             | point_terms(points, clips, self.grids)
             | {"flow": losses.squared(flow, clips.scene_flow, clips.flow_valid), "flow_size": losses.flow_size(flow)}
         )
+
+    def _frames(self, clips: Clips, generator: torch.Generator) -> list[int]:
+        """The frames to decode."""
+        count = clips.frames.shape[1]
+        order = torch.randperm(count, generator=generator, device=generator.device)
+        return sorted(order[: self.decoded or count].tolist())
 
     def _condition(
         self, model: MotionCrafter, clips: Clips, generator: torch.Generator
@@ -193,7 +221,7 @@ class UNetObjective:
             model.time_ids(condition, strength),
         )
 
-    def _decoded(
+    def _decode(
         self, model: MotionCrafter, joint: Float[Tensor, "B T C h w"]
     ) -> tuple[Float[Tensor, "B T H W 3"], Float[Tensor, "B T H W 3"]]:
         """Points and flow of unscaled joint latents, in chunks if asked; gradients reach the latents."""
@@ -263,19 +291,10 @@ class NoiseLevels:
         return torch.where(pick < self.uniform_share, even, normal).exp().clamp(self.low, self.high)
 
 
-def preconditioning(sigma: Float[Tensor, " B"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """EDM's c_skip, c_out, c_in, c_noise with v-prediction's signs and unit data (spec 1.7); as the Euler sampler's.
-
-    1/(s^2+1), -s/sqrt(s^2+1), 1/sqrt(s^2+1), ln(s)/4.
-    """
-    root = (sigma**2 + 1).sqrt()
-    return 1 / root**2, -sigma / root, 1 / root, 0.25 * sigma.log()
-
-
 def noised(
     latents: Float[Tensor, "B T C h w"], sigma: Float[Tensor, " B"], generator: torch.Generator
 ) -> Float[Tensor, "B T C h w"]:
-    """x = z + sigma n."""
+    """Noisy latents x = z + sigma n."""
     noise = torch.randn(latents.shape, generator=generator, device=latents.device)
     return latents + sigma[:, None, None, None, None] * noise
 
@@ -289,10 +308,9 @@ def denoised(
     time_ids: Float[Tensor, "B 3"],
 ) -> Float[Tensor, "B T C h w"]:
     """z^ = c_skip x + c_out U([c_in x, c], c_noise, e): channels in the sampler's order, noisy latents first."""
-    skip, out, scale, time = preconditioning(sigma)
-    wide = (slice(None), None, None, None, None)
-    raw = model.unet(torch.cat([scale[wide] * noisy, condition], dim=2), time, tokens, time_ids)
-    return skip[wide] * noisy + out[wide] * raw.float()
+    edm = Preconditioning.of(sigma)
+    seen = torch.cat([edm.network_input(noisy), condition], dim=2)
+    return edm.denoised(noisy, model.unet(seen, edm.noise, tokens, time_ids).float())
 
 
 def train_only(model: nn.Module, prefixes: tuple[str, ...]) -> list[str]:

@@ -1,0 +1,238 @@
+"""Full training runs of MotionCrafter as functions: `mini` (what ships in the package) and `paper`.
+
+A recipe is networks plus stages in order. Each stage says what it trains, on what clips, and with which objective; the
+stage after it starts from its (averaged) weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from worldline.systems.motioncrafter.config import MotionCrafterConfig, Paradigm, mini_config
+from worldline.systems.motioncrafter.objective import (
+    ConditionNoise,
+    GeometryVaeObjective,
+    MotionVaeObjective,
+    UNetObjective,
+)
+from worldline.training.clips import frame_choice
+from worldline.training.config import TrainConfig
+
+VaeStrategy = Literal["original", "scratch", "decoder", "all"]
+"""What stage 1 trains (paper, table 3): nothing, everything from random weights, the decoder, or everything."""
+
+GEOMETRY = ("vae.encoder.", "vae.quant_conv.", "vae.post_quant_conv.", "vae.decoder.")
+GEOMETRY_DECODER = ("vae.post_quant_conv.", "vae.decoder.")
+MOTION = ("vae.encoder_2.", "vae.quant_conv_2.", "vae.post_quant_conv_2.", "vae.decoder_2.")
+UNET = ("unet.",)
+CONDITION = ("rgb_vae.", "image_encoder.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """What training clips look like.
+
+    Attributes:
+        size: (H, W) in pixels.
+        views: (frames, stride) of the clips of a batch, taken in turn; flow is composed over the stride. Every batch
+            renders as many frames as the longest view spans, so that a compiled renderer sees one shape.
+    """
+
+    size: tuple[int, int]
+    views: tuple[tuple[int, int], ...]
+
+    @property
+    def span(self) -> int:
+        """Frames rendered per clip."""
+        return max((frames - 1) * stride + 1 for frames, stride in self.views)
+
+    def view(self, index: int) -> list[int]:
+        """Which of the rendered frames make the clips of a batch; the start moves on from turn to turn."""
+        frames, stride = self.views[index % len(self.views)]
+        room = self.span - (frames - 1) * stride
+        return frame_choice(self.span, frames, stride, (index // len(self.views)) % room)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of a recipe.
+
+    Attributes:
+        train: steps, rates, weights of the losses; its name names the files.
+        trainable: prefixes of the parameters that are trained; all others stay as they are.
+        objective: the named losses.
+        clips: what it is trained on.
+        motion_from_geometry: copy the geometry branch into the motion branch before the stage begins.
+        measure_latents: before the stage begins, set the scaling factor so that latents have unit variance.
+    """
+
+    train: TrainConfig
+    trainable: tuple[str, ...]
+    objective: GeometryVaeObjective | MotionVaeObjective | UNetObjective
+    clips: ClipConfig
+    motion_from_geometry: bool = False
+    measure_latents: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A full run: networks and stages."""
+
+    name: str
+    networks: MotionCrafterConfig
+    stages: tuple[Stage, ...]
+    seed: int
+
+
+def scaled(recipe: Recipe, fraction: float) -> Recipe:
+    """The same recipe with every stage's steps, warm-up included, multiplied by a fraction."""
+
+    def shorter(stage: Stage) -> Stage:
+        steps, warmup = (max(1, round(fraction * count)) for count in (stage.train.steps, stage.train.warmup_steps))
+        return replace(stage, train=replace(stage.train, steps=steps, warmup_steps=warmup))
+
+    return replace(recipe, stages=tuple(shorter(stage) for stage in recipe.stages))
+
+
+def mini(*, seed: int = 7, paradigm: Paradigm = "deterministic") -> Recipe:
+    """The embedded checkpoint: everything from random weights on synthetic scenes, 64x96, about an hour on one core.
+
+    Different from the paper because there is no image or video prior here: the condition encoder and the image encoder
+    are trained with the U-Net; points count far more than latents, and relatively; the frames carry little noise.
+    """
+    common = {"precision": "bf16", "seed": seed, "weight_decay": 1e-2, "gradient_clip": 1.0, "ema_decay": 0.998}
+    clips = ClipConfig(size=(64, 96), views=((4, 1), (4, 2), (8, 1), (2, 4)))
+    geometry = TrainConfig(
+        name="geometry-vae",
+        steps=900,
+        batch_size=6,
+        learning_rate=2e-3,
+        warmup_steps=60,
+        weights={
+            "point_squared": 1.0,
+            "point_relative": 1.0,
+            "depth": 0.5,
+            "local_depth": 0.3,
+            "normal": 0.1,
+            "kl": 1e-4,
+        },
+        **common,
+    )
+    motion = TrainConfig(
+        name="motion-vae",
+        steps=350,
+        batch_size=6,
+        learning_rate=1e-3,
+        warmup_steps=30,
+        weights={"flow": 100.0, "flow_size": 1.0, "kl": 1e-4},
+        **common,
+    )
+    unet = TrainConfig(
+        name="unet",
+        steps=3000,
+        batch_size=8,
+        learning_rate=2e-3,
+        warmup_steps=100,
+        weights=_unet_weights(paradigm),
+        **common,
+    )
+    return Recipe(
+        name="motioncrafter-mini",
+        networks=mini_config(paradigm=paradigm),
+        stages=(
+            Stage(train=geometry, trainable=GEOMETRY, objective=GeometryVaeObjective(grids=(4, 16)), clips=clips),
+            Stage(
+                train=motion,
+                trainable=MOTION,
+                objective=MotionVaeObjective(),
+                clips=clips,
+                motion_from_geometry=True,
+            ),
+            Stage(
+                train=unet,
+                trainable=UNET + CONDITION,
+                objective=UNetObjective(grids=(4, 16), condition_noise=ConditionNoise(log_mean=-4.0), decoded=2),
+                clips=clips,
+                measure_latents=True,
+            ),
+        ),
+        seed=seed,
+    )
+
+
+def _unet_weights(paradigm: Paradigm) -> Mapping[str, float]:
+    if paradigm == "denoising":
+        return {"latent_geometry": 1.0, "latent_motion": 1.0}
+    return {
+        "latent_geometry": 0.05,
+        "latent_motion": 0.05,
+        "point_squared": 0.2,
+        "point_relative": 1.0,
+        "depth": 0.5,
+        "local_depth": 0.3,
+        "normal": 0.05,
+        "flow": 30.0,
+    }
+
+
+def paper(*, paradigm: Paradigm = "deterministic", strategy: VaeStrategy = "all", seed: int = 42) -> Recipe:
+    """The published schedule (spec 4.5 to 4.7): 40,000 + 20,000 + 40,000 steps, 320x640, one clip per process.
+
+    Give it prior weights (SD's VAE, SVD's U-Net and encoders) unless the strategy is "scratch". Different from the
+    published code: bfloat16 in place of fp16, gradients through the frozen decoders, flow under the flow mask, and a
+    denoiser trained with its sampler's preconditioning.
+    """
+    common = {
+        "batch_size": 1,
+        "schedule": "constant",
+        "ema_decay": None,
+        "seed": seed,
+        "gradient_checkpointing": True,
+        "checkpoint_every": 5000,
+    }
+    vae_clips = ClipConfig(size=(320, 640), views=tuple((8, stride) for stride in (1, 2, 3, 4, 5)))
+    geometry = TrainConfig(
+        name="geometry-vae",
+        steps=40_000,
+        learning_rate=1e-4,
+        weights={"point_squared": 1.0, "depth": 1.0, "local_depth": 1.0, "normal": 0.2, "kl": 0.0},
+        **common,
+    )
+    motion = TrainConfig(
+        name="motion-vae",
+        steps=20_000,
+        learning_rate=1e-4,
+        weights={"flow": 1.0, "flow_size": 0.01},
+        **common,
+    )
+    deterministic = {"latent_geometry": 1.0, "latent_motion": 1.0, "point_squared": 1.0, "flow": 1.0}
+    unet = TrainConfig(
+        name="unet",
+        steps=40_000,
+        learning_rate=1e-5,
+        weights=_unet_weights(paradigm) if paradigm == "denoising" else deterministic,
+        **common | {"precision": "bf16"},
+    )
+    first = Stage(
+        train=geometry,
+        trainable=GEOMETRY_DECODER if strategy == "decoder" else GEOMETRY,
+        objective=GeometryVaeObjective(),
+        clips=vae_clips,
+    )
+    second = Stage(
+        train=motion,
+        trainable=MOTION,
+        objective=MotionVaeObjective(),
+        clips=replace(vae_clips, views=((8, 1),)),
+        motion_from_geometry=True,
+    )
+    third = Stage(
+        train=unet,
+        trainable=UNET,
+        objective=UNetObjective(grids=(), chunk=8, condition_dropout=0.1 if paradigm == "denoising" else 0.0),
+        clips=ClipConfig(size=(320, 640), views=((25, 1),)),
+    )
+    stages = (second, third) if strategy == "original" else (first, second, third)
+    return Recipe(name="motioncrafter-paper", networks=MotionCrafterConfig(paradigm=paradigm), stages=stages, seed=seed)
