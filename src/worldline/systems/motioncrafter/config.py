@@ -155,7 +155,7 @@ def _checked(kind: type, values: dict[str, Any]) -> Any:
 def mini_config(
     *, fusion: Fusion = "unify", paradigm: Paradigm = "deterministic", normalization: Literal["mean", "max"] = "mean"
 ) -> MotionCrafterConfig:
-    """The small size: same classes, 1/8-resolution latents as in the paper, 4.7 M parameters at inference (9 MB in fp16).
+    """The small size: same classes, 1/8-resolution latents as in the paper, 4.7 M parameters at inference (9 MB).
 
     Latents have more channels than the paper's because nothing here was trained before; what stage 3 trains (3.4 M)
     keeps a checkpoint with averages and moments below 60 MiB.

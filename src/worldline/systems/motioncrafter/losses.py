@@ -53,9 +53,7 @@ def _without_patch_mean(depth: Map, mask: Mask, grid: int) -> Map:
     """Depth minus the masked mean of its patch in a grid x grid cut of the frame; the mean carries no gradient."""
     height, width = depth.shape[-2:]
     if height % grid or width % grid:
-        raise ValueError(
-            f"A {height}x{width} frame has no {grid}x{grid} equal patches; choose other grids."
-        )
+        raise ValueError(f"A {height}x{width} frame has no {grid}x{grid} equal patches; choose other grids.")
     split = (*depth.shape[:-2], grid, height // grid, grid, width // grid)
     patches, weight = depth.reshape(split), mask.to(depth.dtype).reshape(split)
     mean = (patches * weight).mean((-3, -1), keepdim=True) / (weight.mean((-3, -1), keepdim=True) + PATCH_EMPTY)
@@ -80,7 +78,8 @@ def _sobel_normals(points: Float[Tensor, "frames H W 3"]) -> Float[Tensor, "fram
     kernel = torch.stack([torch.outer(smooth, slope), torch.outer(slope, smooth)])[:, None] / 8
     frames, height, width, _ = points.shape
     planes = points.permute(0, 3, 1, 2).reshape(frames * 3, 1, height, width)
-    gradient = F.conv2d(F.pad(planes, (1, 1, 1, 1), mode="replicate"), kernel)
+    with torch.autocast(points.device.type, enabled=False):  # a convolution would be done in half precision
+        gradient = F.conv2d(F.pad(planes, (1, 1, 1, 1), mode="replicate"), kernel)
     along_u, along_v = gradient.reshape(frames, 3, 2, height, width).permute(2, 0, 3, 4, 1)
     return F.normalize(torch.linalg.cross(along_u, along_v), dim=-1, eps=1e-6)
 

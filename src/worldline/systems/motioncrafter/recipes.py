@@ -36,23 +36,30 @@ class ClipConfig:
 
     Attributes:
         size: (H, W) in pixels.
-        views: (frames, stride) of the clips of a batch, taken in turn; flow is composed over the stride. Every batch
-            renders as many frames as the longest view spans, so that a compiled renderer sees one shape.
+        views: (frames, stride) of the clips of a batch; flow is composed over the stride.
+        round: batches of scenes that are rendered, and then seen once in every view, before the next ones: rendering
+            costs as much as training otherwise. All are rendered as long as the longest view spans.
     """
 
     size: tuple[int, int]
     views: tuple[tuple[int, int], ...]
+    round: int = 32
 
     @property
     def span(self) -> int:
         """Frames rendered per clip."""
         return max((frames - 1) * stride + 1 for frames, stride in self.views)
 
+    def scenes(self, index: int) -> int:
+        """Number of the scene batch that a training batch is made of."""
+        return index // (self.round * len(self.views)) * self.round + index % self.round
+
     def view(self, index: int) -> list[int]:
-        """Which of the rendered frames make the clips of a batch; the start moves on from turn to turn."""
-        frames, stride = self.views[index % len(self.views)]
+        """Which of the rendered frames make the clips of a training batch; where they start changes with the batch."""
+        turn = index // self.round + index % self.round  # neighbours differ, and every scene batch meets every view
+        frames, stride = self.views[turn % len(self.views)]
         room = self.span - (frames - 1) * stride
-        return frame_choice(self.span, frames, stride, (index // len(self.views)) % room)
+        return frame_choice(self.span, frames, stride, index % room)
 
 
 @dataclass(frozen=True, kw_only=True)

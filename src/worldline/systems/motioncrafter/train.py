@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,13 +121,17 @@ def _load(model: MotionCrafter, weights: Mapping[str, torch.Tensor]) -> None:
 
 def synthetic(stage: Stage, model: MotionCrafter, device: str) -> Batches:
     """Clips of synthetic scenes, rendered when they are asked for; the batch index decides the scenes."""
-    from worldline.data.synthetic import RenderConfig, SensorConfig, render_batch
+    from worldline.data.synthetic import RenderConfig, SensorConfig, SyntheticBatch, render_batch
 
     config = RenderConfig(sensor=SensorConfig())
 
+    @lru_cache(maxsize=stage.clips.round)
+    def scenes(number: int) -> SyntheticBatch:
+        seeds = scene_seeds(stage.train, number)
+        return render_batch(seeds, frames=stage.clips.span, size=stage.clips.size, device=device, config=config)
+
     def batch(index: int) -> Clips:
-        seeds = scene_seeds(stage.train, index)
-        rendered = render_batch(seeds, frames=stage.clips.span, size=stage.clips.size, device=device, config=config)
+        rendered = scenes(stage.clips.scenes(index))
         return to_clips(rendered, stage.clips.view(index), model.config.normalization)
 
     return batch
