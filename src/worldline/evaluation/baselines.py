@@ -1,6 +1,7 @@
 """Trivial predictors: what a number is worth is only seen beside somebody who has not looked at the video.
 
-All of them say: no motion, and a camera that stands still (one moves forward at constant speed). They differ in depth.
+All of them say: no motion, and a camera that stands still (the last one: a plane, and a camera that goes forward at
+constant speed). They differ in depth.
 """
 
 from __future__ import annotations
@@ -71,10 +72,10 @@ def still_scene(video: Video, depth: Float[Tensor, "H W"], name: str, speed: flo
 
 TRIVIAL: Mapping[str, Callable[[Video, int], Scene4D]] = MappingProxyType(
     {
-        "trivial: plane, still camera": lambda video, seed: still_scene(video, plane(video.size), "plane"),
-        "trivial: y-ramp, still camera": lambda video, seed: still_scene(video, ramp(video.size), "y-ramp"),
-        "trivial: mean map, still camera": lambda video, seed: still_scene(video, mean_map(video.size), "mean map"),
-        "trivial: plane, constant velocity": lambda video, seed: still_scene(video, plane(video.size), "plane", SPEED),
+        "trivial: plane": lambda video, seed: still_scene(video, plane(video.size), "plane"),
+        "trivial: y-ramp": lambda video, seed: still_scene(video, ramp(video.size), "y-ramp"),
+        "trivial: mean map": lambda video, seed: still_scene(video, mean_map(video.size), "mean map"),
+        "trivial: constant velocity": lambda video, seed: still_scene(video, plane(video.size), "plane", SPEED),
     }
 )
 """(video, seed) -> scene, by the name that tables show; all with zero scene flow."""

@@ -60,24 +60,27 @@ def boundary_f1(
 ) -> float:
     """F1 of depth boundaries in 0..1, invariant to scale; NaN where the truth has none.
 
-    A boundary lies between two neighbouring pixels when their depth ratio exceeds t. Precision and recall are averaged
-    over the four directions (which side is in front counts), F1 over ten t in [1.05, 1.25] weighted by t. Pairs with an
-    invalid pixel are left out. Boundaries must agree to the pixel. Source: Depth Pro (Bochkovskii et al. 2024), sec. 4.
+    A boundary lies between two neighbouring pixels when their depth ratio exceeds t. Recall is averaged over the
+    directions (left, right, up, down: which side is in front counts) that the truth has boundaries in, precision over
+    those the prediction has some in, F1 over ten t in [1.05, 1.25] weighted by t. Pairs with an invalid pixel are left
+    out; boundaries must agree to the pixel. Source: Depth Pro (Bochkovskii et al. 2024), section 4, whose code counts
+    an empty direction as 0, so that truth itself can score below 1.
     """
     across, down = valid[..., :, 1:] & valid[..., :, :-1], valid[..., 1:, :] & valid[..., :-1, :]
     pairs = (across, across, down, down)
     predicted, truth = predicted.clamp(min=1e-6), truth.clamp(min=1e-6)
     total = weight = 0.0
     for ratio in BOUNDARY_RATIOS:
-        precision = recall = 0.0
-        found_any = False
+        precisions, recalls = [], []
         for p, g, both in zip(_foreground(predicted, ratio), _foreground(truth, ratio), pairs, strict=True):
             p, g = p & both, g & both
             hits = float((p & g).sum())
-            found_any |= bool(g.any())
-            precision += hits / max(float(p.sum()), 1.0) / 4
-            recall += hits / max(float(g.sum()), 1.0) / 4
-        if found_any:
+            if bool(p.any()):
+                precisions.append(hits / float(p.sum()))
+            if bool(g.any()):
+                recalls.append(hits / float(g.sum()))
+        if recalls:
+            recall, precision = sum(recalls) / len(recalls), sum(precisions) / max(len(precisions), 1)
             total += ratio * 2 * precision * recall / max(precision + recall, 1e-12)
             weight += ratio
     return total / weight if weight else float("nan")

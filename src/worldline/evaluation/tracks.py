@@ -65,8 +65,8 @@ def track_scores(
         near = distance < (torch.full_like(reach, metres) if metric_thresholds else pixels * reach)
         true_positive = (near & visible & shown).sum()
         false_positive = (shown & (~visible | ~near)).sum()
-        jaccards.append(float(true_positive / (visible.sum() + false_positive)))
-        shares.append(float((near & visible).sum() / visible.sum()))
+        jaccards.append(int(true_positive) / max(int(visible.sum() + false_positive), 1))
+        shares.append(int((near & visible).sum()) / max(int(visible.sum()), 1))
     return {
         "track_aj": sum(jaccards) / 5,
         "track_apd": sum(shares) / 5,

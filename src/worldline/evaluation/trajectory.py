@@ -40,7 +40,7 @@ def associate(
         b, a = associate(second, first, max_difference_s)
         return a, b
     order = second.argsort()
-    place = torch.searchsorted(second[order], first).clamp(0, len(second) - 1)
+    place = torch.searchsorted(second[order], first.contiguous()).clamp(0, len(second) - 1)
     before = (place - 1).clamp(min=0)
     left, right = (second[order][index] - first for index in (before, place))
     nearest = order[torch.where(left.abs() <= right.abs(), before, place)]

@@ -71,7 +71,7 @@ PUBLISHED = (
         pitfall=(
             "The true flow is x'(camera t+1) - x(camera t) and contains ego-motion, the prediction is world motion: "
             "with a moving camera a perfect prediction does not score 0. Geometry is scored on 8 frames when flow "
-            "exists, on 25 otherwise. Errors are divided by the distance from the first camera: far points are judged leniently."
+            "exists, on 25 otherwise. Errors are divided by the distance from the first camera: far points count less."
         ),
         failures="clips without flow enter the means as -1",
     ),
@@ -97,9 +97,9 @@ PUBLISHED = (
         ),
         source="Geo4D (ICCV 2025), scripts/evaluation; specification 4.1",
         pitfall=(
-            "'scale & shift' is a long Adam run, close to exact L1, fitted only where the system trusts itself; on KITTI "
-            "it is MonST3R's short run. The published fit mask is point validity > 0.8; here it is the more confident "
-            "half. Bicubic resizing mixes depth across edges."
+            "'scale & shift' is a long Adam run, close to exact L1, fitted only where the system trusts itself; on "
+            "KITTI it is MonST3R's short run. The published fit mask is point validity > 0.8; here it is the more "
+            "confident half. Bicubic resizing mixes depth across edges."
         ),
         failures="not said",
     ),
@@ -218,7 +218,7 @@ PUBLISHED = (
         source="TAPVid-3D (NeurIPS 2024), tapnet/tapvid3d/evaluation/metrics.py",
         pitfall=(
             "Median scaling by the distance of points visible in both; thresholds grow with true depth. A scene "
-            "without tracks is scored by carrying the first frame's points along its scene flow, where they stay visible."
+            "without tracks is scored by carrying the first frame's points along its scene flow."
         ),
     ),
     Protocol(
