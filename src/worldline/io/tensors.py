@@ -71,7 +71,11 @@ def check(
     name: str, expected: Shapes, found: Mapping[str, tuple[int, ...] | None], ignored: Iterable[str] = ()
 ) -> None:
     """Raise WeightsError when `compare` finds a difference; `name` is what the user calls the file."""
-    difference = compare(expected, found, ignored)
+    refuse(name, compare(expected, found, ignored))
+
+
+def refuse(name: str, difference: Difference) -> None:
+    """Raise WeightsError when there is a difference."""
     if difference:
         raise WeightsError(
             f"The weights in {name} do not fit this network: keys {difference.describe()}; "

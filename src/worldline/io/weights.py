@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,30 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from worldline.io.atomic import atomic_file
-from worldline.io.tensors import WeightsError, choose, model_files
+from worldline.io.ledger import Licence, accept, accepted, sha256
+from worldline.io.tensors import WeightsError, choose, key_table, model_files
 from worldline.scene import Progress, no_progress
 
 LOG = logging.getLogger(__name__)
-BLOCK = 1 << 20
 ATTEMPTS = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Licence:
-    """What the owner of the weights asks for.
-
-    Attributes:
-        name: short name, the key under which acceptance is recorded.
-        text: what the user must know, shown once.
-        url: where the full text is.
-        must_accept: whether the weights may only be used after an explicit yes.
-    """
-
-    name: str
-    text: str
-    url: str = ""
-    must_accept: bool = True
+"""Times a connection may break in a row without a byte having come."""
+PAUSE_SECONDS = 0.2
+"""Wait after the first such break; doubled after each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +69,22 @@ class Resolved:
         """The safetensors files of one model."""
         return model_files(self.folder / subfolder, self.weights.variant)
 
-    def config(self, subfolder: str) -> dict[str, Any]:
-        """The config.json of one model."""
-        return json.loads((self.folder / subfolder / "config.json").read_text())
 
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What models are like, without their tensors.
 
-def cache_folder() -> Path:
-    """Where acceptances and known hashes are recorded: WORLDLINE_CACHE, or ~/.cache/worldline."""
-    return Path(os.environ.get("WORLDLINE_CACHE", Path.home() / ".cache" / "worldline"))
+    Attributes:
+        configs: config.json by subfolder.
+        tables: shape by key by subfolder; None where only an index of the keys is at hand.
+    """
+
+    configs: Mapping[str, Mapping[str, Any]]
+    tables: Mapping[str, Mapping[str, tuple[int, ...] | None]]
+
+    def joined(self, other: Described) -> Described:
+        """Both together."""
+        return Described(configs={**self.configs, **other.configs}, tables={**self.tables, **other.tables})
 
 
 def resolve(
@@ -120,14 +112,69 @@ def resolve(
     _check_licence(weights, accept_license)
 
     # 3. the cache, else the hub
-    folder = _cached(weights)
+    folder = find(weights)
     if folder is None:
         if not download:
             raise WeightsError(
                 f"{weights.repo} is not on this machine; run `worldline models download {weights.system}`."
             )
         folder = _download(weights, progress)
-    return Resolved(weights=weights, folder=folder, hashes=_check_hashes(weights, folder, progress))
+    return Resolved(weights=weights, folder=folder, hashes=check_hashes(weights, folder, progress))
+
+
+def find(weights: Weights) -> Path | None:
+    """The folder in the hub cache that holds every file that is needed, or None; never asks the network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(weights.repo, revision=weights.revision, local_files_only=True, allow_patterns=[])
+        )
+        for subfolder in weights.subfolders:
+            model_files(folder / subfolder, weights.variant)
+            if not (folder / subfolder / "config.json").is_file():
+                return None
+    except (LocalEntryNotFoundError, WeightsError):
+        return None
+    return folder
+
+
+def describe(weights: Weights, folder: Path) -> Described:
+    """Configs and key tables of models in a folder; the headers of their files, or even their index alone, suffice.
+
+    Raises:
+        WeightsError: a config, or both tensors and index, are missing.
+    """
+    configs, tables = {}, {}
+    for subfolder in weights.subfolders:
+        path = folder / subfolder / "config.json"
+        if not path.is_file():
+            raise WeightsError(f"{path} is missing; the weights need one beside their tensors.")
+        configs[subfolder] = json.loads(path.read_text())
+        tables[subfolder] = key_table(folder / subfolder, weights.variant)
+    return Described(configs=configs, tables=tables)
+
+
+def describe_remote(weights: Weights) -> Described:
+    """The same from the hub: configs and the first kilobytes of every file, not the tensors.
+
+    Raises:
+        WeightsError: the hub cannot be reached, or a file is missing or unsafe.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    api, configs, tables = HfApi(), {}, {}
+    with _hub_errors(weights):
+        commit = str(api.model_info(weights.repo, revision=weights.revision).sha)
+        for path in _wanted(weights, api.list_repo_files(weights.repo, revision=commit)):
+            subfolder, name = path.rsplit("/", 1)
+            if name == "config.json":
+                configs[subfolder] = json.loads(Path(hf_hub_download(weights.repo, path, revision=commit)).read_text())
+            elif name.endswith(".safetensors"):
+                found = api.parse_safetensors_file_metadata(weights.repo, path, revision=commit).tensors
+                tables.setdefault(subfolder, {}).update({key: tuple(entry.shape) for key, entry in found.items()})
+    return Described(configs=configs, tables=tables)
 
 
 def is_local(source: str | Path) -> bool:
@@ -148,34 +195,6 @@ def fingerprint(*resolved: Resolved) -> str:
     """One sha256 for everything that was loaded: the hash of the sorted (path, hash) list, for a scene's provenance."""
     lines = [f"{part.weights.repo} {path} {digest}" for part in resolved for path, digest in part.hashes.items()]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file's content; remembered by size and time, so that gigabytes are read once."""
-    path = path.resolve()
-    stamp = [path.stat().st_size, path.stat().st_mtime_ns]
-    ledger_path = cache_folder() / "hashes.json"
-    ledger = _read_json(ledger_path)
-    known = ledger.get(str(path))
-    if known is not None and known[:2] == stamp:
-        return known[2]
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    _write_json(ledger_path, {**_read_json(ledger_path), str(path): [*stamp, digest]})
-    return digest
-
-
-def accepted(licence: Licence) -> bool:
-    """Whether this licence was accepted on this machine, in its present wording."""
-    entry = _read_json(cache_folder() / "licences.json").get(licence.name)
-    return entry is not None and entry["text_sha256"] == hashlib.sha256(licence.text.encode()).hexdigest()
-
-
-def accept(licence: Licence) -> None:
-    """Record that the user accepts a licence."""
-    path, digest = cache_folder() / "licences.json", hashlib.sha256(licence.text.encode()).hexdigest()
-    entry = {"accepted": time.strftime("%Y-%m-%d"), "text_sha256": digest, "text": licence.text}
-    _write_json(path, {**_read_json(path), licence.name: entry})
 
 
 def _check_licence(weights: Weights, accept_license: bool) -> None:
@@ -200,24 +219,6 @@ def _check_local(weights: Weights, folder: Path) -> dict[str, str]:
             if weights.sha256.get(name, hashes[name]) != hashes[name]:
                 raise _wrong_hash(path, weights.sha256[name], hashes[name], "use the published file")
     return hashes
-
-
-def _cached(weights: Weights) -> Path | None:
-    """The snapshot folder when it holds every file that is needed."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(
-            snapshot_download(weights.repo, revision=weights.revision, local_files_only=True, allow_patterns=[])
-        )
-        for subfolder in weights.subfolders:
-            model_files(folder / subfolder, weights.variant)
-            if not (folder / subfolder / "config.json").is_file():
-                return None
-    except (LocalEntryNotFoundError, WeightsError):
-        return None
-    return folder
 
 
 def _download(weights: Weights, progress: Progress) -> Path:
@@ -276,14 +277,18 @@ def _stream(weights: Weights, path: str, commit: str, lfs: Any, progress: Progre
         return
     part.parent.mkdir(parents=True, exist_ok=True)
     url = hf_hub_url(weights.repo, path, revision=commit)
-    for attempt in range(ATTEMPTS):
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
         try:
             _append(url, part, lfs.size, f"download {path}", progress)
             break
         except HTTPError as error:  # a broken connection is tried again from where it broke, an answer of "no" is not
-            if isinstance(error, HfHubHTTPError) or attempt == ATTEMPTS - 1:
+            grown = part.exists() and part.stat().st_size > before
+            failures = 1 if grown else failures + 1
+            if isinstance(error, HfHubHTTPError) or failures == ATTEMPTS:
                 raise
-            time.sleep(0.2 * 2**attempt)
+            time.sleep(PAUSE_SECONDS * 2**failures)
     digest = hashlib.file_digest(part.open("rb"), "sha256").hexdigest()
     if digest != lfs.sha256 or part.stat().st_size != lfs.size:
         part.unlink()
@@ -303,14 +308,18 @@ def _append(url: str, part: Path, size: int, step: str, progress: Progress) -> N
         resumed = response.status_code == 206
         done = done if resumed else 0
         with part.open("ab" if resumed else "wb") as stream:
-            for block in response.iter_bytes(BLOCK):
+            for block in response.iter_bytes():
                 stream.write(block)
                 done += len(block)
                 progress(step, done, size)
 
 
-def _check_hashes(weights: Weights, folder: Path, progress: Progress) -> dict[str, str]:
-    """Hash of every safetensors file; the hub cache names its blobs by theirs, so they can be checked offline."""
+def check_hashes(weights: Weights, folder: Path, progress: Progress = no_progress) -> dict[str, str]:
+    """sha256 of every safetensors file in a hub cache, which names its blobs by theirs, so it works offline.
+
+    Raises:
+        WeightsError: a file is not what its name or `weights.sha256` says; a damaged one is deleted.
+    """
     hashes = {}
     names = [(sub, path) for sub in weights.subfolders for path in model_files(folder / sub, weights.variant)]
     for done, (subfolder, path) in enumerate(names):
@@ -367,15 +376,3 @@ def _hub_errors(weights: Weights) -> Iterator[None]:
             f"The hub cannot be reached ({type(error).__name__}), and {repo} is not completely on this machine; "
             "connect and run the same command again (what is here is kept), or give --weights FOLDER."
         ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    with atomic_file(path) as draft:
-        draft.write_text(json.dumps(values, indent=1))

@@ -87,13 +87,13 @@ class Card:
 
 
 def _motioncrafter_mini(loading: Loading) -> VideoSystem:
-    from worldline.systems.motioncrafter.infer import load_mini
+    from worldline.systems.motioncrafter.system import load_mini
 
     return load_mini(loading)
 
 
 def _motioncrafter(loading: Loading) -> VideoSystem:
-    from worldline.systems.motioncrafter.infer import load_published
+    from worldline.systems.motioncrafter.system import load_published
 
     return load_published(loading)
 

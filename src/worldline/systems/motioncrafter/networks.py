@@ -16,7 +16,7 @@ Shape legend: B clips, T frames, N = B*T images, C channels, H W pixels, h w = H
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Literal
 
 import torch
@@ -47,7 +47,6 @@ __all__ = [
     "build",
     "mini_config",
     "unet_weights_from_prior",
-    "with_paradigm",
 ]
 
 DETERMINISTIC_TIMESTEP = 1.6378
@@ -320,15 +319,3 @@ def unet_weights_from_prior(
     widened["conv_out.weight"] = prior["conv_out.weight"].repeat(copies, 1, 1, 1)
     widened["conv_out.bias"] = prior["conv_out.bias"].repeat(copies)
     return widened
-
-
-def with_paradigm(config: MotionCrafterConfig, conv_in: Float[Tensor, "..."]) -> MotionCrafterConfig:
-    """The configuration whose U-Net fits a `conv_in.weight`: channels come from tensors, never from a saved config."""
-    for paradigm in ("deterministic", "denoising"):
-        candidate = replace(config, paradigm=paradigm)
-        if candidate.unet_in_channels == conv_in.shape[1]:
-            return candidate
-    raise ValueError(
-        f"The U-Net reads {conv_in.shape[1]} channels; expected {config.rgb_vae.latent_channels} (deterministic) or "
-        f"{config.rgb_vae.latent_channels + config.latent_channels} (denoising)."
-    )

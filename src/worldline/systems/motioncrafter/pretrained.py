@@ -3,14 +3,15 @@
     TencentARC/MotionCrafter                           geometry_motion_vae/  unet_determ/ or unet_diff/
     stabilityai/stable-video-diffusion-img2vid-xt      image_encoder/  vae/ (its encoder only)
 
-The configuration is read from the config.json files, the channels from the tensors (spec 2). Every key and shape is
-checked; geometry encoders are checked too, but not loaded for inference.
+Sizes are read from the config.json files, channels and fusion from the tensors (spec 2). Every key and shape is
+checked, of the geometry encoders too, which are not loaded for inference.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from worldline.io import tensors
-from worldline.io.weights import Licence, Resolved, Weights, fingerprint, resolve, sha256
+from worldline.io.ledger import Licence, sha256
+from worldline.io.weights import (
+    Described,
+    Resolved,
+    Weights,
+    check_hashes,
+    describe,
+    describe_remote,
+    find,
+    fingerprint,
+    is_local,
+    resolve,
+)
 from worldline.scene import Progress, no_progress
 from worldline.systems.motioncrafter.config import (
     AutoencoderConfig,
@@ -28,7 +41,7 @@ from worldline.systems.motioncrafter.config import (
     Paradigm,
     UNetConfig,
 )
-from worldline.systems.motioncrafter.networks import MotionCrafter, build, with_paradigm
+from worldline.systems.motioncrafter.networks import MotionCrafter, build
 
 REPO = "TencentARC/MotionCrafter"
 SVD_REPO = "stabilityai/stable-video-diffusion-img2vid-xt"
@@ -103,6 +116,36 @@ def resolve_all(
     return resolve(ours, source=source, **options), resolve(svd, source=source if has_svd else None, **options)
 
 
+def describe_all(
+    paradigm: Paradigm = "deterministic", *, source: str | Path | None = None, remote: bool = False
+) -> Described:
+    """Configs and key tables of all four models; of local files unless `remote`, where only headers are read.
+
+    Raises:
+        WeightsError: something is missing or cannot be reached.
+    """
+    ours, svd = weights(paradigm)
+    local = source is not None and is_local(source)
+    if source is not None and not local:
+        ours = replace(ours, repo=str(source), sha256={})
+    if remote and not local:
+        return describe_remote(ours).joined(describe_remote(svd))
+    if local:
+        folder = Path(source or "")
+        has_svd = all((folder / name).is_dir() for name in svd.subfolders)
+        described = describe(ours, folder)
+        return described.joined(describe(svd, folder) if has_svd else _described_here(svd))
+    return _described_here(ours).joined(_described_here(svd))
+
+
+def _described_here(part: Weights) -> Described:
+    folder = find(part)
+    if folder is None:
+        raise tensors.WeightsError(f"{part.repo} is not on this machine; download it, or verify with --remote.")
+    check_hashes(part, folder)
+    return describe(part, folder)
+
+
 def load(
     paradigm: Paradigm = "deterministic",
     *,
@@ -120,44 +163,68 @@ def load(
     Raises:
         WeightsError: nothing to load, licence not accepted, or keys and shapes that do not fit.
     """
-    # 1. files
+    # 1. files, and what they say about themselves
     ours, svd = resolve_all(paradigm, source=source, accept_license=accept_license, progress=progress)
-    unet_folder = UNET_FOLDERS[paradigm]
-    # 2. sizes from the configs, channels and fusion from the tensors
-    config = read_config(ours, svd, unet_folder)
+    described = describe(ours.weights, ours.folder).joined(describe(svd.weights, svd.folder))
+    # 2. every key and shape, of the parts that are not loaded too
+    config = read_config(described, paradigm)
+    for name, difference in differences(described, config).items():
+        tensors.refuse(name, difference)
     # 3. networks without memory, then their weights
     model = build(config, meta=True, encoders=encoders)
-    check_vae(config, tensors.key_table(ours.folder / VAE_FOLDER))
-    _fill(model.unet, ours, unet_folder, dtype)
+    _fill(model.unet, ours, UNET_FOLDERS[paradigm], dtype)
     _fill(model.vae, ours, VAE_FOLDER, torch.float32, ignored=("encoder", "quant_conv"))
     _fill(model.rgb_vae, svd, "vae", torch.float32)
     _fill(model.image_encoder, svd, "image_encoder", dtype)
     return Loaded(model=model.eval(), sha256=fingerprint(ours, svd))
 
 
-def read_config(ours: Resolved, svd: Resolved, unet_folder: str) -> MotionCrafterConfig:
-    """The configuration of published files: sizes from config.json, channels and fusion from the tensors."""
-    unet_keys = {key: shape or () for key, shape in tensors.key_table(ours.folder / unet_folder).items()}
-    vae_keys = {key: shape or () for key, shape in tensors.key_table(ours.folder / VAE_FOLDER).items()}
-    vae_values, vision = ours.config(VAE_FOLDER), svd.config("image_encoder")
-    vae = _autoencoder(vae_values)
+def read_config(described: Described, paradigm: Paradigm) -> MotionCrafterConfig:
+    """The configuration of published files: sizes from config.json, channels and fusion from the tensors.
+
+    Raises:
+        WeightsError: the U-Net is made for another paradigm than its folder says.
+    """
+    unet_folder = UNET_FOLDERS[paradigm]
+    unet_keys = {key: shape or () for key, shape in described.tables[unet_folder].items()}
+    vae_keys = {key: shape or () for key, shape in described.tables[VAE_FOLDER].items()}
+    vision = described.configs["image_encoder"]
+    vae = _autoencoder(described.configs[VAE_FOLDER])
     config = MotionCrafterConfig(
         vae=vae,
-        rgb_vae=_autoencoder(svd.config("vae")),
-        unet=_unet(ours.config(unet_folder)),
+        rgb_vae=_autoencoder(described.configs["vae"]),
+        unet=_unet(described.configs[unet_folder]),
         image_encoder=ImageEncoderConfig(**{k: vision[k] for k in vars(ImageEncoderConfig()) if k in vision}),
         fusion=_fusion(vae_keys, unet_keys, vae.latent_channels),
-        scaling_factor=vae_values.get("scaling_factor", MotionCrafterConfig().scaling_factor),
+        paradigm=paradigm,
+        scaling_factor=described.configs[VAE_FOLDER].get("scaling_factor", MotionCrafterConfig().scaling_factor),
     )
-    return with_paradigm(config, unet_keys["conv_in.weight"]) if unet_keys.get("conv_in.weight") else config
+    if unet_keys.get("conv_in.weight") and unet_keys["conv_in.weight"][1] != config.unet_in_channels:
+        raise tensors.WeightsError(
+            f"The U-Net in {unet_folder} reads {unet_keys['conv_in.weight'][1]} channels, the {paradigm} one reads "
+            f"{config.unet_in_channels}; is it the other U-Net under this name?"
+        )
+    return config
 
 
-def _autoencoder(values: dict[str, Any]) -> AutoencoderConfig:
+def differences(described: Described, config: MotionCrafterConfig) -> dict[str, tensors.Difference]:
+    """How the files differ from the networks of this configuration, by subfolder; nothing is allocated."""
+    return {
+        name: tensors.compare(
+            expected,
+            {modern(key): shape for key, shape in described.tables[name].items()},
+            IGNORED.get(name, ()),
+        )
+        for name, expected in expected_tables(config).items()
+    }
+
+
+def _autoencoder(values: Mapping[str, Any]) -> AutoencoderConfig:
     known = {key: values[key] for key in vars(AutoencoderConfig()) if values.get(key) is not None}
     return AutoencoderConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in known.items()})
 
 
-def _unet(values: dict[str, Any]) -> UNetConfig:
+def _unet(values: Mapping[str, Any]) -> UNetConfig:
     known = {key: values[key] for key in vars(UNetConfig()) if values.get(key) is not None}
     return UNetConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in known.items()})
 
@@ -185,12 +252,6 @@ def expected_tables(config: MotionCrafterConfig) -> dict[str, dict[str, tuple[in
         "vae": shapes(model.rgb_vae),
         "image_encoder": shapes(model.image_encoder),
     }
-
-
-def check_vae(config: MotionCrafterConfig, found: dict[str, tuple[int, ...] | None]) -> None:
-    """The geometry VAE file in full, encoders included, although inference does not load those."""
-    expected = expected_tables(config)[VAE_FOLDER]
-    tensors.check(VAE_FOLDER, expected, {modern(key): shape for key, shape in found.items()})
 
 
 def modern(key: str) -> str:
