@@ -20,10 +20,12 @@ from worldline.io.store import save as save
 from worldline.io.video import VideoReader, parse_frames
 from worldline.io.video import load_video as load_video
 from worldline.scene import Progress, Scene4D, Video, no_progress
-from worldline.systems.registry import CARDS, Card, Loading, Options, card
+from worldline.systems.registry import CARDS, Card, card
+from worldline.systems.system import Loading, Options
 
 AUTO = "auto"
 AUTO_PRIOR = "motioncrafter-mini"
+PARALLAX = "parallax"
 SMALLEST_SIDE_PX = 16
 
 
@@ -50,59 +52,47 @@ def reconstruct(
     resume_beside: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> Scene4D:
-    """Turn a video into a 4D scene: world points, scene flow and a camera for every frame.
+    """Turn a video into a 4D scene at `size`: points, scene flow and cameras in the world of the first camera.
 
     Args:
         video: path of a video, picture or folder of pictures, or frames in memory.
         system: a name from `systems()`; "auto" is the best that this machine runs without a download.
         frames: which frames, a slice or "start:stop:step".
-        size: (H, W) to work at; default: about the area the system is made for, same aspect ratio, never enlarged.
-        window: frames per window; default the system's own.
-        overlap: frames that consecutive windows share.
+        size: (H, W) to work at; default near what the system is made for, same aspect ratio, never enlarged.
+        window, overlap: frames per window and frames that windows share; default the system's own.
         device: "auto" (CUDA, else MPS, else CPU) or a torch device.
         seed: for systems that draw random numbers.
-        weights: folder or hub repository of other weights.
-        accept_license: accept the licence of published weights.
+        weights, accept_license: folder or hub repository of other weights, and whether their licence is accepted.
         focal_px: known focal length, in pixels of the source; principal point at its centre.
         priors: known intrinsics, poses, masks or scale, at the size worked at.
         resume_beside: output path; finished windows are kept beside it so that an interrupted run resumes.
         progress: receives (step, done, total).
-
-    Returns:
-        The scene in the world of the first camera, at `size`.
 
     Raises:
         ValueError: for unknown systems, empty frame ranges, unusable sizes or non-finite pixels.
         FileNotFoundError: if there is no such video or no such weights.
     """
     # 1. What runs, and where.
-    started = time.perf_counter()
-    entry = card("parallax" if system == AUTO else system)
+    started, entry = time.perf_counter(), card(PARALLAX if system == AUTO else system)
     loading = Loading(device=choose_device(device), weights=weights, accept_license=accept_license)
-    # 2. The frames, at the size the system works at.
-    source_size = video.size if isinstance(video, Video) else VideoReader(video).size
-    clip = _frames(video, frames, check_size(source_size, size, entry))
-    # 3. The scene.
-    settings = {
-        "system": system,
-        "frames": str(frames),
-        "size": list(clip.size),
-        "window": window,
-        "overlap": overlap,
-        "seed": seed,
-        "focal_px": focal_px,
-        "weights": weights,
-        "source": "memory" if isinstance(video, Video) else str(video),
-    }
+    # 2. The frames, at the size the system works at, and what is known about them.
+    source = video.size if isinstance(video, Video) else VideoReader(video).size
+    clip = _frames(video, frames, check_size(source, size, entry))
+    known = _with_focal(priors or Priors(), focal_px, source, clip.size)
+    chosen = {"window": window, "overlap": overlap, "seed": seed}
+    settings = _settings(video, clip, system=system, frames=str(frames), focal_px=focal_px, weights=weights, **chosen)
+    # 3. The scene, and how it was made.
     cache = None if resume_beside is None else PartialRun(Path(resume_beside), settings)
-    known = _with_focal(priors or Priors(), focal_px, source_size, clip.size)
-    options = Options(window=window, overlap=overlap, seed=seed, priors=known, cache=cache, progress=progress)
-    if system == AUTO:
-        scene = prior_and_parallax(clip, loading, options)
-    else:
-        scene = entry.load(loading).reconstruct(clip, options)
-    # 4. How it was made.
+    options = Options(priors=known, cache=cache, progress=progress, **chosen)
+    scene = run_system(entry if system != AUTO else None, clip, loading, options)
     return replace(scene, provenance=_provenance(scene, settings, started))
+
+
+def run_system(entry: Card | None, clip: Video, loading: Loading, options: Options) -> Scene4D:
+    """The scene by one system, or by the default combination when none is named."""
+    return (
+        prior_and_parallax(clip, loading, options) if entry is None else entry.load(loading).reconstruct(clip, options)
+    )
 
 
 def prior_and_parallax(clip: Video, loading: Loading, options: Options) -> Scene4D:
@@ -180,6 +170,11 @@ def _frames(video: str | Path | Video, frames: slice | str | None, size: tuple[i
         return load_video(video, frames=chosen, size=size)
     kept = load_video(video.frames, frames=chosen, size=size)
     return replace(kept, timestamps=video.timestamps[chosen or slice(None)].double())
+
+
+def _settings(video: str | Path | Video, clip: Video, **chosen: Any) -> dict[str, Any]:
+    """Everything that decides the result, JSON-able: an interrupted run resumes only if all of it is the same."""
+    return {**chosen, "size": list(clip.size), "source": "memory" if isinstance(video, Video) else str(video)}
 
 
 def _with_focal(priors: Priors, focal_px: float | None, source: tuple[int, int], size: tuple[int, int]) -> Priors:

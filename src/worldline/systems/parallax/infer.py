@@ -20,7 +20,7 @@ from worldline.systems.parallax.dense import DenseConfig, DenseDepth, dense_dept
 from worldline.systems.parallax.flow import DisFlow, Flow, FlowConfig, compute_flows
 from worldline.systems.parallax.motion import scene_flow, world_points
 from worldline.systems.parallax.representation import Arena, FlowPairs, take_matches
-from worldline.systems.registry import Loading, Options
+from worldline.systems.system import Loading, Options
 
 Result = TypeVar("Result")
 NOTHING_KNOWN = Priors()
