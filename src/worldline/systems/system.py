@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -33,6 +33,7 @@ class Options:
     progress: Progress = no_progress
 
 
+@runtime_checkable
 class VideoSystem(Protocol):
     """Anything that turns a video into a scene."""
 

@@ -13,7 +13,7 @@ from worldline.systems.motioncrafter import pretrained
 from worldline.systems.motioncrafter.config import Paradigm
 from worldline.systems.motioncrafter.infer import InferConfig, infer
 from worldline.systems.motioncrafter.networks import MotionCrafter
-from worldline.systems.registry import Loading, Options
+from worldline.systems.system import Loading, Options
 
 MINI_CHECKPOINT = Path(__file__).with_name("mini.safetensors")
 """The embedded checkpoint; its JSON lies beside it."""
