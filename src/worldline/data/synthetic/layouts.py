@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from worldline.data.synthetic import bodies, terrain
-from worldline.data.synthetic.bodies import Body
+from worldline.data.synthetic import furniture, terrain, toys
+from worldline.data.synthetic.bodies import Body, placed
 from worldline.data.synthetic.cameras import CameraPath
 from worldline.data.synthetic.categories import Category
 from worldline.data.synthetic.materials import Material, material
@@ -49,7 +49,7 @@ class Stage:
     far_body: float
 
     def ground(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """y of the ground under (x, z)."""
+        """Y of the ground under (x, z)."""
         if self.waves is None:
             return np.zeros(np.shape(x))
         return terrain.height(self.waves, x, z)
@@ -191,14 +191,14 @@ def sample_clutter(rng: np.random.Generator, style: Category, placing: Placing, 
     stage = placing.stage
     builders: tuple[Callable[[np.random.Generator, float], Body], ...]
     if stage.kind == "room":
-        builders, most = bodies.INDOOR, 7
+        builders, most = furniture.INDOOR, 7
     else:
-        builders, most = (bodies.OUTDOOR if stage.kind == "ground" else bodies.WILD), 9
+        builders, most = (furniture.OUTDOOR if stage.kind == "ground" else furniture.WILD), 9
     count = int(rng.integers(3, most + 1) * style.clutter)
     still = [body for _ in range(style.screens) if (body := _screen(rng, placing, contrast)) is not None]
     for _ in range(count):
         if rng.random() < 0.25:
-            body = bodies.placed(bodies.toy(rng, np.zeros(1), contrast), np.array([0, -rng.uniform(0, 1.5), 0]))
+            body = placed(toys.toy(rng, np.zeros(1), contrast), np.array([0, -rng.uniform(0, 1.5), 0]))
         else:
             body = builders[int(rng.integers(len(builders)))](rng, contrast)
         found = _settle(rng, replace(body, motion="static"), placing, stage.near_body, 1.6 * stage.far_body)
@@ -211,16 +211,16 @@ def _settle(rng: np.random.Generator, body: Body, placing: Placing, near: float,
         spot = placing.spot(rng, near + body.radius, far + body.radius, spread=1.3)
         if placing.clear(spot[None], body.radius):
             y = placing.stage.ground(spot[:1], spot[1:])
-            return bodies.placed(body, np.array([spot[0], y[0], spot[1]]), float(rng.uniform(0, 2 * np.pi)))
+            return placed(body, np.array([spot[0], y[0], spot[1]]), float(rng.uniform(0, 2 * np.pi)))
     return None
 
 
 def _screen(rng: np.random.Generator, placing: Placing, contrast: float) -> Body | None:
     width = float(rng.uniform(0.15, 0.9))
     body = (
-        bodies.panel(rng, contrast, width, float(rng.uniform(1.2, 2.6)))
+        furniture.panel(rng, contrast, width, float(rng.uniform(1.2, 2.6)))
         if rng.random() < 0.6
-        else bodies.post(rng, contrast)
+        else furniture.post(rng, contrast)
     )
     return _settle(rng, body, placing, placing.stage.near_body, 2.2 * placing.stage.near_body)
 
@@ -231,7 +231,7 @@ def _wall_panels(rng: np.random.Generator, stage: Stage, contrast: float) -> lis
     for _ in range(int(rng.integers(0, 5))):
         door = rng.random() < 0.3
         width, height = (0.9, 2.0) if door else (float(rng.uniform(0.4, 1.4)), float(rng.uniform(0.4, 1.1)))
-        body = bodies.panel(rng, contrast, width, height)
+        body = furniture.panel(rng, contrast, width, height)
         along, y = rng.uniform(-0.8, 0.8), 0.0 if door else -float(rng.uniform(0.7, 1.1))
         side = int(rng.integers(3))
         x, z, yaw = [
@@ -239,5 +239,5 @@ def _wall_panels(rng: np.random.Generator, stage: Stage, contrast: float) -> lis
             (-stage.half[0], along * stage.half[2], np.pi / 2),
             (stage.half[0], along * stage.half[2], np.pi / 2),
         ][side]
-        panels.append(bodies.placed(body, np.array([x, y, z]), yaw))
+        panels.append(placed(body, np.array([x, y, z]), yaw))
     return panels

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from worldline.data.synthetic import bodies
-from worldline.data.synthetic.bodies import Body
+from worldline.data.synthetic import creatures, toys
+from worldline.data.synthetic.bodies import Body, placed
 from worldline.data.synthetic.categories import Category
 from worldline.data.synthetic.layouts import Placing
 from worldline.data.synthetic.motion import flight_path, ground_path
@@ -66,15 +66,15 @@ def _articulated(rng: np.random.Generator, placing: Placing, frames: int, tempo:
         if found is None:
             return None
         phase = rng.uniform(0, 6) + 2.5 * tempo * np.arange(frames)
-        return replace(bodies.placed(bodies.robot_arm(rng, phase, contrast), found[0][0], found[1][0]), motion="swings")
+        return replace(placed(creatures.robot_arm(rng, phase, contrast), found[0][0], found[1][0]), motion="swings")
     person = choice < 0.7
     speed = float(rng.uniform(0.7, 2.2)) * tempo
     found = _walk(rng, placing, frames, speed, 0.5 if person else 0.9)
     if found is None:
         return None
     phase = rng.uniform(0, 6) + found[2] * (2 * np.pi / 1.4)
-    body = (bodies.person if person else bodies.animal)(rng, phase, contrast)
-    return bodies.placed(body, found[0], found[1], "walks")
+    body = (creatures.person if person else creatures.animal)(rng, phase, contrast)
+    return placed(body, found[0], found[1], "walks")
 
 
 def _rigid(rng: np.random.Generator, placing: Placing, frames: int, tempo: float, contrast: float) -> Body | None:
@@ -89,17 +89,17 @@ def _rigid(rng: np.random.Generator, placing: Placing, frames: int, tempo: float
         return None
     position, heading, travelled = found
     if is_car:
-        return bodies.placed(bodies.car(rng, travelled, contrast), position, heading, "drives")
-    body = bodies.ball(rng, travelled, contrast)
+        return placed(toys.car(rng, travelled, contrast), position, heading, "drives")
+    body = toys.ball(rng, travelled, contrast)
     if rng.random() < 0.4:
         hop = np.abs(np.sin(rng.uniform(0, 3) + travelled * rng.uniform(2, 5) / body.radius * 0.3))
         position = position - np.outer(hop * body.radius * rng.uniform(1, 2.5), [0, 1, 0])
-        return bodies.placed(body, position, heading, "bounces")
-    return bodies.placed(body, position, heading, "rolls")
+        return placed(body, position, heading, "bounces")
+    return placed(body, position, heading, "rolls")
 
 
 def _flyer(rng: np.random.Generator, placing: Placing, frames: int, tempo: float, contrast: float) -> Body | None:
-    body = bodies.toy(rng, rng.uniform(0.3, 3) * tempo * np.arange(frames), contrast)
+    body = toys.toy(rng, rng.uniform(0.3, 3) * tempo * np.arange(frames), contrast)
     stage = placing.stage
     near = stage.near_body + body.radius
     spot = placing.spot(rng, near, max(near + 0.5, 0.4 * stage.far_body))
@@ -110,14 +110,14 @@ def _flyer(rng: np.random.Generator, placing: Placing, frames: int, tempo: float
     path[:, 1] = np.minimum(path[:, 1], floor)
     if stage.kind == "room":
         path[:, 1] = np.maximum(path[:, 1], stage.centre[1] - stage.half[1] + 0.8 * body.radius)
-    return bodies.placed(body, path, 0.0, "tumbles") if placing.clear(path[:, [0, 2]], body.radius) else None
+    return placed(body, path, 0.0, "tumbles") if placing.clear(path[:, [0, 2]], body.radius) else None
 
 
 def _deforming(rng: np.random.Generator, placing: Placing, frames: int, tempo: float, contrast: float) -> Body | None:
     phase = rng.uniform(0, 6) + rng.uniform(2, 6) * tempo * np.arange(frames)
-    body = bodies.blob(rng, phase, contrast)
+    body = toys.blob(rng, phase, contrast)
     found = _walk(rng, placing, frames, float(rng.uniform(0.2, 1.2)) * tempo, body.radius, still=rng.random() < 0.3)
-    return None if found is None else bodies.placed(body, found[0], found[1])
+    return None if found is None else placed(body, found[0], found[1])
 
 
 _GROUPS = {"articulated": _articulated, "rigid": _rigid, "deforming": _deforming}

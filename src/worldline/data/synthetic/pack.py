@@ -20,6 +20,7 @@ from worldline.data.synthetic.shapes import KINDS
 from worldline.data.synthetic.textures import PATTERNS
 
 BACKGROUND_SLOTS = 3
+ROUND_SLOTS = 64  # few table shapes, so that compiled code is rarely compiled again
 KIND_CODES = {"ground": 0, "room": 1, "terrain": 2, "ellipsoid": 3, "box": 4, "cone": 5}
 
 # Columns of Tables.fixed, per slot.
@@ -48,8 +49,8 @@ class Tables:
         to_object: [K, 12, B, T, 1, 1] camera to object, row-major 3x4.
         taper: [K, B, 1, 1, 1] of cones.
         light: [K, 3, B, T, 1, 1] the light in object coordinates.
-        timed: [24, B, T, K] camera to object, then camera point to world scene flow.
-        fixed: [FIXED, B, K] paint and identity.
+        timed: [24, B, T, R] camera to object, then camera point to world scene flow; R >= K is a multiple of ROUND_SLOTS.
+        fixed: [FIXED, B, R] paint and identity.
         frame: [27, B, T, 1, 1] camera of each frame.
         scene: [19, B, 1, 1, 1] light and air.
         waves: [4, N, B, 1, 1, 1] terrain.
@@ -219,8 +220,9 @@ def pack(specs: Sequence[SceneSpec], size: tuple[int, int], device: torch.device
     slots, frames, batch = BACKGROUND_SLOTS + sum(most), specs[0].frames, len(specs)
     to_object = np.zeros((slots, batch, frames, 12))
     to_object[..., [3, 7, 11]] = 2.0  # an unused slot: a ray of zero direction outside the primitive, never hit
-    timed, light = np.zeros((24, batch, frames, slots)), np.zeros((slots, 3, batch, frames))
-    fixed, frame, scene = np.zeros((FIXED, batch, slots)), np.zeros((27, batch, frames)), np.zeros((19, batch))
+    rows = -(-slots // ROUND_SLOTS) * ROUND_SLOTS
+    timed, light = np.zeros((24, batch, frames, rows)), np.zeros((slots, 3, batch, frames))
+    fixed, frame, scene = np.zeros((FIXED, batch, rows)), np.zeros((27, batch, frames)), np.zeros((19, batch))
     regions = np.zeros((slots, frames, 4), dtype=np.int64)
     for b, spec in enumerate(specs):
         table, place = _tables_of(spec, size), _slot_map(own[b], most)  # type: ignore[arg-type]
@@ -240,7 +242,7 @@ def pack(specs: Sequence[SceneSpec], size: tuple[int, int], device: torch.device
         background=specs[0].stage.kind,
         counts=most,  # type: ignore[arg-type]
         to_object=tensor(to_object.transpose(0, 3, 1, 2), 2),
-        taper=tensor(fixed[TAPER].T, 3),
+        taper=tensor(fixed[TAPER, :, :slots].T, 3),
         light=tensor(light, 2),
         timed=tensor(timed, 0),
         fixed=tensor(fixed, 0),

@@ -14,7 +14,7 @@ from torch import Tensor
 from worldline.data.synthetic import pack, shapes, terrain
 from worldline.data.synthetic.pack import Tables
 from worldline.data.synthetic.shading import Surface, shade
-from worldline.data.synthetic.shapes import FAR, HIT, KINDS, SHADOW
+from worldline.data.synthetic.shapes import FAR, HIT, KINDS, NEAR, SHADOW
 
 
 def image_coordinates(tables: Tables, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -28,16 +28,30 @@ def image_coordinates(tables: Tables, size: tuple[int, int]) -> tuple[Tensor, Te
 
 def background_hit(
     x: Tensor, y: Tensor, to_object: Tensor, waves: Tensor, far: Tensor, background: str
-) -> tuple[Tensor, Tensor]:
-    """Depth and slot (0 floor, 1 walls, 2 ceiling) of the background; FAR where there is sky."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Depth and slot (0 floor, 1 walls, 2 ceiling) of the background, FAR where there is sky; and whether that is final."""
     d = shapes.direction(x, y, to_object)
     o = (to_object[3], to_object[7], to_object[11])
     if background == "room":
         depth, floor, ceiling = shapes.room(o, d)
         slot = torch.where(floor, 0, torch.where(ceiling, 2, 1)).to(torch.int32)
-        return depth, slot
-    depth = shapes.ground(o, d, far) if background == "ground" else terrain.hit(o, d, waves, far)
-    return depth, torch.zeros_like(depth, dtype=torch.int32)
+        return depth, slot, depth < FAR
+    if background == "ground":
+        depth = shapes.ground(o, d, far)
+        settled = depth <= FAR
+    else:
+        depth, settled = terrain.march(o, d, waves, far, torch.full_like(d[0], NEAR), terrain.STEPS)
+    return depth, torch.zeros_like(depth, dtype=torch.int32), settled
+
+
+def _background(steps: Steps, tables: Tables, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    to_object = tables.to_object[0]
+    depth, slot, settled = steps.background(x, y, to_object, tables.waves, tables.far, tables.background)
+    if tables.background == "terrain":  # the few rays that graze hills march on, gathered
+        origin = (to_object[3], to_object[7], to_object[11])
+        directions = shapes.direction(x, y, to_object)
+        depth = terrain.hit(origin, directions, tables.waves, tables.far, depth, settled)
+    return depth, slot
 
 
 def _nearer(kind: str) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -80,7 +94,7 @@ def _shaded(kind: str) -> Callable[..., Tensor]:
 class Steps:
     """The stages of the ray-caster, plain or compiled."""
 
-    background: Callable[..., tuple[Tensor, Tensor]]
+    background: Callable[..., tuple[Tensor, Tensor, Tensor]]
     nearer: dict[str, Callable[..., tuple[Tensor, Tensor]]]
     shaded: dict[str, Callable[..., Tensor]]
     shade: Callable[..., Surface]
@@ -121,7 +135,7 @@ def closest_hit(steps: Steps, tables: Tables, x: Tensor, y: Tensor, *, cull: boo
         y: [B, T, H, 1 or W].
         cull: skip the pixels outside a primitive's bounding rectangle (regular pixel grids of one scene only).
     """
-    depth, slot = steps.background(x, y, tables.to_object[0], tables.waves, tables.far, tables.background)
+    depth, slot = _background(steps, tables, x, y)
     numbers = torch.arange(len(tables.to_object), dtype=torch.int32, device=depth.device)
     for k, kind in slot_kinds(tables):
         arguments = (tables.to_object[k], tables.taper[k], numbers[k])

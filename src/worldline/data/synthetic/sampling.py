@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldline.data.synthetic import bodies, layouts, movers
+from worldline.data.synthetic import layouts, movers
 from worldline.data.synthetic.bodies import Body
 from worldline.data.synthetic.cameras import CameraPath, camera_path
 from worldline.data.synthetic.captions import caption
@@ -105,6 +105,3 @@ def _sample_camera(
         path = layouts.lift_above_ground(path, stage)
     view = np.deg2rad(rng.uniform(42, 78))
     return path, path.zoom * 0.5 / np.tan(view / 2)
-
-
-__all__ = ["SceneSpec", "bodies", "sample_scene"]

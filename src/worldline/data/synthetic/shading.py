@@ -50,7 +50,7 @@ def _object_normal(p: Vector, kind: Tensor, taper: Tensor, waves: Tensor, backgr
         is_ground = kind == pack.KIND_CODES[background]
         gx, gz = zero, zero
         if background == "terrain":
-            _, gx, gz = terrain.surface(waves, px, pz)
+            gx, gz = terrain.slopes(waves, px, pz)
         n = [torch.where(is_ground, g, c) for g, c in zip((gx, zero - 1, gz), n, strict=True)]
     return n[0], n[1], n[2]
 
