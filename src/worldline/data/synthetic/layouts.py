@@ -1,16 +1,13 @@
-"""Stages to play on: rooms, open ground and terrain, where cameras may go, and the still bodies that furnish them."""
+"""Stages to play on: rooms, open ground and terrain, and where cameras and bodies may be in them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from worldline.data.synthetic import furniture, terrain, toys
-from worldline.data.synthetic.bodies import Body, placed
+from worldline.data.synthetic import terrain
 from worldline.data.synthetic.cameras import CameraPath
-from worldline.data.synthetic.categories import Category
 from worldline.data.synthetic.materials import Material, material
 
 CLEARANCE = 0.45
@@ -98,7 +95,13 @@ def _room(rng: np.random.Generator, contrast: float) -> Stage:
     focus = np.array([rng.uniform(-0.5, 0.5) * half[0], -rng.uniform(0.3, 1.4), rng.uniform(0.0, 0.6) * half[2]])
     pale = tuple(float(v) for v in 0.75 + 0.15 * rng.normal(size=3) * 0.4)
     floor = material(
-        rng, base="brown", patterns=("wood", "tiles", "checks", "noise"), frequency=2, contrast=contrast, vary=0.6
+        rng,
+        base="brown",
+        patterns=("wood", "tiles", "checks", "noise"),
+        frequency=3,
+        contrast=contrast,
+        vary=0.6,
+        tame=0.8,
     )
     wall = material(
         rng,
@@ -133,7 +136,9 @@ def _room(rng: np.random.Generator, contrast: float) -> Stage:
 def _open(rng: np.random.Generator, contrast: float, kind: str, waves: np.ndarray | None, height: float) -> Stage:
     base = ((0.25, 0.38, 0.12), "grey", "brown", (0.6, 0.55, 0.42))[int(rng.integers(4))]
     patterns = ("noise", "noise", "noise", "tiles", "checks") if kind == "ground" else ("noise",)
-    floor = material(rng, base=base, patterns=patterns, frequency=1.2, contrast=contrast, vary=0.35, aligned=True)
+    floor = material(
+        rng, base=base, patterns=patterns, frequency=2.5, contrast=contrast, vary=0.35, aligned=True, tame=0.9
+    )
     lift = 0.0 if waves is None else float(terrain.height(waves, np.zeros(1), np.zeros(1))[0])
     start = np.array([0.0, lift - height, 0.0])
     yaw, reach = rng.uniform(-0.15, 0.15), rng.uniform(6, 14)
@@ -184,60 +189,3 @@ def lift_above_ground(path: CameraPath, stage: Stage) -> CameraPath:
     cam2world = path.cam2world.copy()
     cam2world[:, 1, 3] -= lack
     return replace(path, cam2world=cam2world)
-
-
-def sample_clutter(rng: np.random.Generator, style: Category, placing: Placing, contrast: float) -> list[Body]:
-    """Still bodies that furnish the stage, off the camera's path."""
-    stage = placing.stage
-    builders: tuple[Callable[[np.random.Generator, float], Body], ...]
-    if stage.kind == "room":
-        builders, most = furniture.INDOOR, 7
-    else:
-        builders, most = (furniture.OUTDOOR if stage.kind == "ground" else furniture.WILD), 9
-    count = int(rng.integers(3, most + 1) * style.clutter)
-    still = [body for _ in range(style.screens) if (body := _screen(rng, placing, contrast)) is not None]
-    for _ in range(count):
-        if rng.random() < 0.25:
-            body = placed(toys.toy(rng, np.zeros(1), contrast), np.array([0, -rng.uniform(0, 1.5), 0]))
-        else:
-            body = builders[int(rng.integers(len(builders)))](rng, contrast)
-        found = _settle(rng, replace(body, motion="static"), placing, stage.near_body, 1.6 * stage.far_body)
-        still += [found] if found is not None else []
-    return still + (_wall_panels(rng, stage, contrast) if stage.kind == "room" else [])
-
-
-def _settle(rng: np.random.Generator, body: Body, placing: Placing, near: float, far: float) -> Body | None:
-    for _ in range(8):
-        spot = placing.spot(rng, near + body.radius, far + body.radius, spread=1.3)
-        if placing.clear(spot[None], body.radius):
-            y = placing.stage.ground(spot[:1], spot[1:])
-            return placed(body, np.array([spot[0], y[0], spot[1]]), float(rng.uniform(0, 2 * np.pi)))
-    return None
-
-
-def _screen(rng: np.random.Generator, placing: Placing, contrast: float) -> Body | None:
-    width = float(rng.uniform(0.15, 0.9))
-    body = (
-        furniture.panel(rng, contrast, width, float(rng.uniform(1.2, 2.6)))
-        if rng.random() < 0.6
-        else furniture.post(rng, contrast)
-    )
-    return _settle(rng, body, placing, placing.stage.near_body, 2.2 * placing.stage.near_body)
-
-
-def _wall_panels(rng: np.random.Generator, stage: Stage, contrast: float) -> list[Body]:
-    """Pictures, doors and windows on the walls."""
-    panels = []
-    for _ in range(int(rng.integers(0, 5))):
-        door = rng.random() < 0.3
-        width, height = (0.9, 2.0) if door else (float(rng.uniform(0.4, 1.4)), float(rng.uniform(0.4, 1.1)))
-        body = furniture.panel(rng, contrast, width, height)
-        along, y = rng.uniform(-0.8, 0.8), 0.0 if door else -float(rng.uniform(0.7, 1.1))
-        side = int(rng.integers(3))
-        x, z, yaw = [
-            (along * stage.half[0], stage.half[2], 0.0),
-            (-stage.half[0], along * stage.half[2], np.pi / 2),
-            (stage.half[0], along * stage.half[2], np.pi / 2),
-        ][side]
-        panels.append(placed(body, np.array([x, y, z]), yaw))
-    return panels

@@ -67,7 +67,7 @@ def rotation_matrix(rng: np.random.Generator) -> np.ndarray:
 
 def _vary(rng: np.random.Generator, colour: tuple[float, float, float], amount: float) -> tuple[float, float, float]:
     gain = 1 + amount * rng.uniform(-1, 1)
-    r, g, b = (float(np.clip(c * gain + amount * 0.4 * rng.uniform(-1, 1), 0.03, 0.95)) for c in colour)
+    r, g, b = (float(np.clip(c * gain + amount * 0.25 * rng.uniform(-1, 1), 0.03, 0.95)) for c in colour)
     return r, g, b
 
 
@@ -85,6 +85,7 @@ def material(
     contrast: float = 1.0,
     vary: float = 0.15,
     aligned: bool = False,
+    tame: float = 0.5,
 ) -> Material:
     """A random material.
 
@@ -96,10 +97,11 @@ def material(
         contrast: 0 for a nearly uniform surface, 1 for ordinary texture.
         vary: how far the main colour strays from `base`.
         aligned: whether texture axes are the object's.
+        tame: probability that the second colour is a relative of the first.
     """
     first = _vary(rng, COLOURS[base] if isinstance(base, str) else (base or random_colour(rng)), vary)
-    target = random_colour(rng) if rng.random() < 0.5 else _vary(rng, first, 0.6)
-    blend = contrast * rng.uniform(0.35, 1)
+    target = _vary(rng, first, 0.7) if rng.random() < tame else random_colour(rng)
+    blend = contrast * rng.uniform(0.45, 1)
     second = tuple(a + (b - a) * blend for a, b in zip(first, target, strict=True))
     third = _vary(rng, first, 0.5 * contrast)
     chosen = patterns[int(rng.integers(len(patterns)))]
@@ -109,7 +111,7 @@ def material(
         frequency=float(frequency * 2 ** rng.uniform(-0.5, 0.5)),
         period=float(2 ** rng.uniform(-1, 1)),
         warp=float(rng.uniform(0, 0.4)) if rng.random() < 0.5 else 0.0,
-        detail=float(contrast * rng.uniform(0.3, 0.9)),
+        detail=float(contrast * rng.uniform(0.4, 1.1)),
         patches=float(contrast * rng.uniform(0, 0.8)),
         rotation=np.eye(3) if aligned else rotation_matrix(rng),
         offset=rng.uniform(-40, 40, 3),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldline.data.synthetic import layouts, movers
+from worldline.data.synthetic import clutter, layouts, movers
 from worldline.data.synthetic.bodies import Body
 from worldline.data.synthetic.cameras import CameraPath, camera_path
 from worldline.data.synthetic.captions import caption
@@ -73,7 +73,7 @@ def sample_scene(seed: int, *, frames: int | None = None, category: str | None =
         stage=stage, camera=path.cam2world[:, :3, 3], view=path.cam2world[0], focal=float(focal[0])
     )
     moving = movers.sample_movers(rng, style, placing, length, tempo * style.speed, contrast)
-    still = layouts.sample_clutter(rng, style, placing, contrast)
+    still = clutter.sample_clutter(rng, style, placing, contrast)
     return SceneSpec(
         seed=int(seed),
         category=name,

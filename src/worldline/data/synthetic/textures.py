@@ -55,7 +55,7 @@ def fractal_noise(q: Vector, footprint: Tensor, octaves: int = OCTAVES) -> Tenso
     for octave in range(octaves):
         scale, shift = 2.03**octave, 17.31 * octave
         noise = value_noise((q[0] * scale + shift, q[1] * scale - shift, q[2] * scale + 2 * shift))
-        total = total + noise * fade(footprint, scale) * (0.6 * 0.55**octave)
+        total = total + noise * fade(footprint, scale) * (0.55 * 0.63**octave)
     return total
 
 
@@ -85,7 +85,7 @@ def pattern(q: Vector, normal: Vector, noise: Tensor, footprint: Tensor, weights
         torch.maximum(_line(v, footprint, normal[1].abs()), _line(w, footprint, normal[2].abs())),
     )
     mixed = (
-        weights[0] * (noise * 2.2).clamp(-1, 1)
+        weights[0] * (noise * 2.4).clamp(-1, 1)
         + weights[1] * checks
         + weights[2] * stripes
         + weights[3] * wood
