@@ -87,7 +87,7 @@ def _fit(points: np.ndarray, path: np.ndarray, side: int) -> _Map:
     low, high = cameras.min(0), cameras.max(0)
     if len(ground):
         low = np.minimum(low, np.quantile(ground, 0.03, axis=0))
-        high = np.maximum(high, np.quantile(ground, 0.95, axis=0))
+        high = np.maximum(high, np.quantile(ground, 0.88, axis=0))
     span = max(float((high - low).max()), 1e-9) * 1.15
     return _Map((low + high) / 2, side / span, side)
 
