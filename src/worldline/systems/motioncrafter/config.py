@@ -186,6 +186,6 @@ def mini_config(
         fusion=fusion,
         paradigm=paradigm,
         normalization=normalization,
-        window=8,
+        window=4,
         overlap=2,
     )

@@ -12,6 +12,7 @@ gradients to the U-Net, flow is judged where flow is known, and the denoiser is 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -163,6 +164,7 @@ class UNetObjective:
         sigmas: noise levels of the denoising paradigm.
         chunk: decode this many frames at a time and recompute them in the backward pass; None decodes all at once.
         decoded: frames of each clip, drawn at random, that are decoded for the point and flow terms; None: all.
+            Flow is not decoded in the last of them.
     """
 
     grids: tuple[int, ...] = PAPER_GRIDS
@@ -181,14 +183,17 @@ class UNetObjective:
             prediction = denoised(model, noised(target, sigma, generator), sigma, condition, tokens, time_ids)
             return latent_terms(model, prediction, target, clips, weight=loss_weight(sigma))
         prediction = model.predict_latents(condition, tokens, time_ids).float()
-        terms = latent_terms(model, prediction, target, clips)
+        terms, vae = latent_terms(model, prediction, target, clips), model.vae
         chosen = self._frames(clips, generator)
-        clips = clips.select(chosen)
-        points, flow = self._decode(model, prediction[:, chosen] / model.config.scaling_factor)
+        moving = chosen[:-1] or chosen  # the last frame has no flow
+        latents = prediction / model.config.scaling_factor
+        points = self._decode(lambda z: vae.decode(vae.split(z)[0]), latents[:, chosen])
+        flow = self._decode(lambda z: vae.decode_2(*reversed(vae.split(z))), latents[:, moving])
+        known = clips.select(moving)
         return (
             terms
-            | point_terms(points, clips, self.grids)
-            | {"flow": losses.squared(flow, clips.scene_flow, clips.flow_valid), "flow_size": losses.flow_size(flow)}
+            | point_terms(points, clips.select(chosen), self.grids)
+            | {"flow": losses.squared(flow, known.scene_flow, known.flow_valid), "flow_size": losses.flow_size(flow)}
         )
 
     def _frames(self, clips: Clips, generator: torch.Generator) -> list[int]:
@@ -222,16 +227,14 @@ class UNetObjective:
         )
 
     def _decode(
-        self, model: MotionCrafter, joint: Float[Tensor, "B T C h w"]
-    ) -> tuple[Float[Tensor, "B T H W 3"], Float[Tensor, "B T H W 3"]]:
-        """Points and flow of unscaled joint latents, in chunks if asked; gradients reach the latents."""
+        self, decoder: Callable[[Tensor], Tensor], joint: Float[Tensor, "B T C h w"]
+    ) -> Float[Tensor, "B T H W 3"]:
+        """Maps of unscaled joint latents, in chunks if asked; gradients reach the latents."""
         frames = joint.flatten(0, 1)
         if self.chunk is None:
-            points, flow = model.vae.decode_joint(frames)
-        else:
-            parts = [recompute(model.vae.decode_joint, part, use_reentrant=False) for part in frames.split(self.chunk)]
-            points, flow = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
-        return maps(points, len(joint)), maps(flow, len(joint))
+            return maps(decoder(frames), len(joint))
+        parts = [recompute(decoder, part, use_reentrant=False) for part in frames.split(self.chunk)]
+        return maps(torch.cat(parts), len(joint))
 
 
 @torch.no_grad()
