@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+Modality = Literal["points", "ray_direction", "ray_moment", "disparity"]
+MODALITIES: tuple[Modality, ...] = ("points", "ray_direction", "ray_moment", "disparity")
+"""Order of the latent channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,21 +94,145 @@ class ResamplerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TowerConfig:
+    """One OpenCLIP transformer; the defaults are the text tower of ViT-H-14."""
+
+    width: int = 1024
+    heads: int = 16
+    layers: int = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """The CLIP towers that make the context; needed only to convert a published checkpoint.
+
+    Attributes:
+        text, vision: the transformers.
+        vocabulary: tokens known to the text tower.
+        image_size, patch_size: of the vision tower, in pixels.
+        embedding: channels of the shared space, which the context never reaches.
+    """
+
+    text: TowerConfig = TowerConfig()
+    vision: TowerConfig = TowerConfig(width=1280, heads=16, layers=32)
+    vocabulary: int = 49408
+    image_size: int = 224
+    patch_size: int = 14
+    embedding: int = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
 class Geo4DConfig:
     """Everything needed to build and run the system.
 
     Attributes:
+        modalities: what is predicted, in the order of the latent channels.
         unet, vae, point_vae: networks; the two autoencoders differ in the uncertainty branch.
-        window: frames per window.
+        condition_vae: autoencoder whose encoder looks at the video; None is `vae`, as published.
+        window: frames per window; the context is made for as many.
         stride: frames from one window to the next.
         steps: DDIM steps.
         fps: frame rate told to the network; None is the video's own.
+        moment_gain: ray moments are multiplied by it for the network (the published one is not in the code; 1 is what
+            inference assumes).
     """
 
+    modalities: tuple[Modality, ...] = MODALITIES
     unet: UNetConfig = field(default_factory=UNetConfig)
     vae: VaeConfig = field(default_factory=VaeConfig)
     point_vae: VaeConfig = field(default_factory=lambda: VaeConfig(uncertainty=True))
+    condition_vae: VaeConfig | None = None
     window: int = 16
     stride: int = 4
     steps: int = 5
     fps: int | None = 24
+    moment_gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot work together."""
+        noisy, seen = self.latent_channels * len(self.modalities), (self.condition_vae or self.vae).latent_channels
+        if self.point_vae.latent_channels != self.vae.latent_channels:
+            raise ValueError("Points are encoded by the common autoencoder; give both as many latent channels.")
+        if (self.unet.in_channels, self.unet.out_channels) != (noisy + seen, noisy):
+            raise ValueError(
+                f"{len(self.modalities)} modalities need a U-Net with {noisy + seen} channels in and {noisy} out, "
+                f"not {self.unet.in_channels} and {self.unet.out_channels}."
+            )
+        if not self.modalities or self.modalities != tuple(m for m in MODALITIES if m in self.modalities):
+            raise ValueError(f"Modalities must be some of {', '.join(MODALITIES)}, in this order.")
+
+    @property
+    def latent_channels(self) -> int:
+        """Latent channels of one modality."""
+        return self.vae.latent_channels
+
+    @property
+    def size_multiple(self) -> int:
+        """Image height and width must be multiples of this (64 as published)."""
+        return 2 ** (len(self.vae.channels) - 1) * self.unet.multiple
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of the constant context."""
+        return self.unet.text_tokens + self.window * self.unet.image_tokens
+
+    def with_modalities(self, modalities: tuple[Modality, ...]) -> Geo4DConfig:
+        """The same networks for other modalities: only the first and last convolution differ."""
+        seen = self.unet.in_channels - self.unet.out_channels
+        noisy = self.latent_channels * len(modalities)
+        return replace(
+            self, modalities=modalities, unet=replace(self.unet, in_channels=noisy + seen, out_channels=noisy)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON-able data."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Geo4DConfig:
+        """The inverse of `to_dict`; raises ValueError for unknown keys."""
+        kinds = {"unet": UNetConfig, "vae": VaeConfig, "point_vae": VaeConfig, "condition_vae": VaeConfig}
+        parts = {k: checked(kinds[k], v) if k in kinds and v is not None else v for k, v in values.items()}
+        return checked(Geo4DConfig, parts)
+
+
+def checked(kind: type, values: dict[str, Any]) -> Any:
+    """A configuration from plain data; lists become tuples, unknown names are refused."""
+    unknown = sorted(set(values) - {entry.name for entry in fields(kind)})
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}; remove it or use a matching version.")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def mini_config() -> Geo4DConfig:
+    """The small size: same classes, 1/8-resolution latents; what inference needs is below 8 M parameters.
+
+    It has its own condition encoder, trained with the U-Net, as no autoencoder of pictures was ever trained here; and
+    a small learned context in place of the published constant one.
+    """
+    vae = VaeConfig(channels=(16, 32, 64, 64), blocks=1, latent_channels=8, scaling_factor=1.0, norm_groups=8)
+    seen = replace(vae, channels=(16, 32, 64, 96), latent_channels=24)
+    return Geo4DConfig(
+        unet=UNetConfig(
+            in_channels=4 * 8 + 24,
+            out_channels=4 * 8,
+            model_channels=48,
+            channel_mult=(1, 2),
+            num_res_blocks=1,
+            attention_levels=(0, 1),
+            head_channels=16,
+            context_dim=32,
+            text_tokens=4,
+            image_tokens=1,
+            dropout=0.0,
+            norm_groups=16,
+        ),
+        vae=vae,
+        point_vae=replace(vae, uncertainty=True),
+        condition_vae=seen,
+        window=8,
+        stride=4,
+        steps=1,
+        fps=None,
+        moment_gain=4.0,
+    )

@@ -66,12 +66,12 @@ class Geo4DVae(nn.Module):
         """Posterior of unscaled latents; multiply by `config.scaling_factor` for the U-Net."""
         return DiagonalGaussianDistribution(self.quant_conv(self.encoder(pictures)))
 
-    def decode(self, latents: Float[Tensor, "N 4 h w"]) -> Float[Tensor, "N 3 H W"]:
+    def decode(self, latents: Float[Tensor, "N Z h w"]) -> Float[Tensor, "N 3 H W"]:
         """Pictures of unscaled latents, not clamped."""
         return self._head(self.features(latents))
 
     def decode_with_uncertainty(
-        self, latents: Float[Tensor, "N 4 h w"]
+        self, latents: Float[Tensor, "N Z h w"]
     ) -> tuple[Float[Tensor, "N 3 H W"], Float[Tensor, "N 1 H W"]]:
         """Pictures and the raw uncertainty beside them.
 
@@ -83,7 +83,7 @@ class Geo4DVae(nn.Module):
         features = self.features(latents)
         return self._head(features), self.uncertainty(features)
 
-    def features(self, latents: Float[Tensor, "N 4 h w"]) -> Float[Tensor, "N C H W"]:
+    def features(self, latents: Float[Tensor, "N Z h w"]) -> Float[Tensor, "N C H W"]:
         """What the decoder knows at full resolution, before its last normalisation."""
         hidden = self.decoder.mid_block(self.decoder.conv_in(self.post_quant_conv(latents)), None)
         for block in self.decoder.up_blocks:
