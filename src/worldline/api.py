@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,6 +22,10 @@ from worldline.io.video import load_video as load_video
 from worldline.scene import Progress, Scene4D, Video, no_progress
 from worldline.systems.registry import CARDS, Card, card
 from worldline.systems.system import Loading, Options
+
+if TYPE_CHECKING:
+    from worldline.evaluation.report import Report
+    from worldline.viewer.studio import Studio
 
 AUTO = "auto"
 AUTO_PRIOR = "motioncrafter-mini"
@@ -130,6 +134,27 @@ def prior_and_parallax(clip: Video, loading: Loading, options: Options) -> Scene
         weights_sha256=network.provenance.weights_sha256,
     )
     return replace(scene, provenance=made_by)
+
+
+def evaluate(prediction: Scene4D, truth: Scene4D, protocol: str = "worldline-v1") -> Report:
+    """Score a prediction against truth under a named protocol (see `docs/evaluation.md`).
+
+    Raises:
+        ValueError: there is no such protocol.
+    """
+    from worldline.evaluation import engine
+    from worldline.evaluation.protocols import PROTOCOLS
+
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"There is no protocol '{protocol}'; choose one of: {', '.join(PROTOCOLS)}.")
+    return engine.evaluate(prediction, truth, PROTOCOLS[protocol])
+
+
+def view(scene: Scene4D | str | Path, port: int = 8080) -> Studio:
+    """Serve a scene to the browser at 127.0.0.1; `.url` is where, `.stop()` ends it, `.wait()` waits for Ctrl-C."""
+    from worldline.viewer.studio import view as serve
+
+    return serve(scene, port)
 
 
 def choose_device(name: str) -> torch.device:
