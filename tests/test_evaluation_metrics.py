@@ -77,7 +77,9 @@ def test_exact_l1_is_never_above_any_published_estimator(seed: int, outliers: fl
     generator = torch.Generator().manual_seed(seed)
     x = 0.5 + 5 * torch.rand(300, generator=generator, dtype=torch.float64)
     y = 1.7 * x + 0.8 + 0.2 * torch.randn(300, generator=generator, dtype=torch.float64)
-    y = torch.where(torch.rand(300, generator=generator) < outliers, 30 * torch.rand(300, generator=generator).double(), y)
+    y = torch.where(
+        torch.rand(300, generator=generator) < outliers, 30 * torch.rand(300, generator=generator).double(), y
+    )
     cost = {}
     for name in ("scale_shift_l1", "scale_shift_l2", "scale_shift_adam_1e-4_1000", "median", "scale_l1"):
         scale, shift = gauge.ESTIMATORS[name](x, y)
@@ -185,7 +187,9 @@ def test_reference_trajectories(shared_data: Path) -> None:
         stamps, estimate = encodings.read_tum_trajectory(folder / f"{name}.txt")
         ours, theirs = trajectory.associate(stamps, times)
         assert len(ours) == matches
-        assert trajectory.absolute_trajectory_error(estimate[ours], truth[theirs], "sim3") == pytest.approx(ate, abs=1e-6)
+        assert trajectory.absolute_trajectory_error(estimate[ours], truth[theirs], "sim3") == pytest.approx(
+            ate, abs=1e-6
+        )
         if name == "fr2_desk_ORB":
             pairs = trajectory.frame_pairs(matches, 1)
             step = trajectory.relative_pose_error(estimate[ours], truth[theirs], "se3", pairs)
@@ -249,7 +253,9 @@ def test_path_pairs_agree_with_evo() -> None:
     from evo.core.filters import filter_pairs_by_path
 
     path = _random_path(60, 7)
-    assert trajectory.path_pairs(path, 1.0).T.tolist() == [list(p) for p in filter_pairs_by_path(list(path.numpy()), 1.0)]
+    assert trajectory.path_pairs(path, 1.0).T.tolist() == [
+        list(p) for p in filter_pairs_by_path(list(path.numpy()), 1.0)
+    ]
     with pytest.raises(ValueError, match="too short"):
         trajectory.relative_pose_error(path, path, "none", trajectory.path_pairs(path, 1e6))
 

@@ -73,8 +73,12 @@ def in_first_camera(scene: Scene4D) -> Scene4D:
         return scene
     first = pose.inverse(scene.cameras.cam2world[:1].double())
     turn = first[0, :3, :3]
+    extras = dict(scene.extras)
+    if "tracks" in extras:
+        extras["tracks"] = pose.transform(first[0], extras["tracks"])
     return replace(
         scene,
+        extras=extras,
         points=pose.transform(first[0], scene.points),
         scene_flow=None if scene.scene_flow is None else pose.rotate(turn, scene.scene_flow),
         cameras=replace(scene.cameras, cam2world=first @ scene.cameras.cam2world.double()),
