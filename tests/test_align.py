@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from align_worlds import World, make_world, observe
 
+from align_worlds import World, make_world, observe
 from worldline import windows
 from worldline.align.alignment import Alignment
 from worldline.align.observation import Observation
@@ -15,6 +15,14 @@ from worldline.align.solve import KnownDistance, Priors, solve
 from worldline.align.synchronize import robust_similarity_batch
 from worldline.geometry.pose import Similarity, rotation_angle_deg
 from worldline.scene import Provenance, Video
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def to_truth(alignment: Alignment, world: World) -> Similarity:

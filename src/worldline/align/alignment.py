@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from worldline.align.config import AlignConfig
-from worldline.align.fuse import FrameFields, fuse_frame, moved_pixels
+from worldline.align.fuse import FrameFields, Fusion, fuse_frame, moved_pixels
 from worldline.align.observation import Observation
 from worldline.geometry.pose import Similarity
 from worldline.scene import Cameras, Provenance, Scale, Scene4D, Video
@@ -34,6 +34,7 @@ class Alignment:
         observations: the windows themselves, any sequence (it may read from disk).
         rays: [H, W, 3] or [T, H, W, 3] camera rays with z = 1 (distortion included).
         config: settings.
+        fusion: how the depth of a pixel follows from its windows.
         reference_weight: summed confidence of a well-seen pixel.
         dynamic_threshold: relative motion above which a pixel counts as moving.
     """
@@ -46,6 +47,7 @@ class Alignment:
     observations: Sequence[Observation]
     rays: Float[Tensor, "*T H W 3"]
     config: AlignConfig
+    fusion: Fusion
     reference_weight: float
     dynamic_threshold: float
     window_frames: tuple[tuple[int, ...], ...] = field(repr=False)
@@ -68,25 +70,28 @@ class Alignment:
         ray = self.rays[n] if self.rays.ndim == 4 else self.rays
         if not views:
             return self._empty(ray)
-        world, weight, flow, flow_weight = [], [], [], []
+        world, weight, flow, flow_weight, disparity = [], [], [], [], []
         has_flow = any(o.scene_flow is not None for _, o in views)
         for k, o in views:
             i = o.frames.index(n)
             similarity = Similarity(
                 scale=self.windows.scale[k], rotation=self.windows.rotation[k], translation=self.windows.translation[k]
             )
-            w = o.confidence[i].float() * _taper(i, len(o))
+            w = o.confidence[i].float()
             world.append(similarity.apply(torch.where((w > 0)[..., None], o.points[i].float(), 0.0)))
             weight.append(w)
+            disparity.append(None if o.disparity is None else o.disparity[i].float())
             if has_flow:
                 asked = w * self._flow_mask(o, i, n)
                 value = o.scene_flow[i].float() if o.scene_flow is not None else torch.zeros_like(world[-1])
                 flow.append(similarity.apply_vector(torch.where((asked > 0)[..., None], value, 0.0)))
                 flow_weight.append(asked)
+        ray, weights, names = ray.to(world[0]), torch.stack(weight), [k for k, _ in views]
+        on_rays = self.config.points_on_rays
         return fuse_frame(
-            torch.stack(world), torch.stack(weight), torch.stack(flow) if has_flow else None,
-            torch.stack(flow_weight) if has_flow else None, self.cameras.cam2world[n], ray.to(world[0]),
-            self.reference_weight, self.config.points_on_rays,
+            torch.stack(world), weights, torch.stack(flow) if has_flow else None,
+            torch.stack(flow_weight) if has_flow else None, self.cameras.cam2world[n], ray, self.reference_weight,
+            (lambda q: self.fusion.depth(names, q, weights, disparity, ray)) if on_rays else None,
         )  # fmt: skip
 
     def _flow_mask(self, o: Observation, i: int, n: int) -> Tensor:
@@ -196,8 +201,3 @@ class Alignment:
             scale=self.scale,
             provenance=replace(provenance, report={**provenance.report, **self.report}),
         )
-
-
-def _taper(i: int, length: int) -> float:
-    """Less weight at a window's ends, where it starts or stops speaking, so that nothing jumps there."""
-    return min(i + 1, length - i) / (length / 2 + 0.5)

@@ -89,8 +89,10 @@ class AlignConfig:
     """How windows become one world.
 
     Attributes:
-        objective: "default" = unbiased terms, judged by accuracy; "published" = Geo4D's objective (eq. 4-9), to compare.
+        objective: "default" = unbiased terms, judged by accuracy; "published" = Geo4D's (eq. 4-9), to compare.
         samples_per_frame: pixels per frame the solvers look at (a stratified subset); depth is solved at every pixel.
+        most_samples: of all frames together; long videos get fewer per frame.
+        ray_focal_sigma: relative error that ray maps' focals have in common, however well they agree.
         focal_range: smallest and largest focal considered, in units of max(H, W).
         points_on_rays: put every point on its pixel's ray at the fused depth, so that points and cameras agree exactly;
             False keeps the blended points of the windows.
@@ -100,7 +102,9 @@ class AlignConfig:
     """
 
     objective: Literal["default", "published"] = "default"
-    samples_per_frame: int = 768
+    samples_per_frame: int = 256
+    most_samples: int = 100_000
+    ray_focal_sigma: float = 0.005
     focal_range: tuple[float, float] = (0.3, 6.0)
     points_on_rays: bool = True
     dynamic_threshold: float = 0.01

@@ -1,19 +1,22 @@
 """The full-resolution sweep: every pixel's depth, point, flow and confidence from all windows that see its frame.
 
-With cameras and windows fixed each pixel is a convex problem in its depth D (specs/geo4d.md 6.3 (2)):
-
-    min_D  sum_k w_k | D a - q_k |,    q_k = R_n^T (S_k P_k - c_n),  a = K^-1 (u, v, 1),
-
-solved by re-weighted closed forms D = sum omega_k a.q_k / (|a|^2 sum omega_k), omega_k = w_k / |D a - q_k|.
+With cameras and windows fixed each pixel is a problem in its own depth D alone, in closed form per re-weighting
+(specs/geo4d.md 6.3 (2)). The default objective leaves a robust mean of ln D over what the windows say: their points,
+ln (a.q_k / |a|^2) with q_k = R_n^T (S_k P_k - c_n) and a = K^-1 (u, v, 1), and their disparities,
+-ln((d_k - beta_k) / alpha_k), each with the noise that was measured.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from worldline.align.noise import ScaleTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,64 @@ def depth_sweep(
     return depth
 
 
+@runtime_checkable
+class Fusion(Protocol):
+    """How the depth of a pixel follows from what windows say."""
+
+    def depth(
+        self, windows: list[int], q: Tensor, weight: Tensor, disparity: list[Tensor | None], ray: Tensor
+    ) -> Tensor: ...  # noqa: D102
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustFusion:
+    """Default: a robust mean of log depths, each estimate in units of its own noise (Cauchy, started at the median).
+
+    Attributes:
+        along: relative range noise of points by confidence.
+        disparity: coefficients (alpha, beta) of each window, or None.
+        disparity_noise: of each window's disparity, by its expected value, or None.
+    """
+
+    along: ScaleTable
+    disparity: Float[Tensor, "G 2"] | None = None
+    disparity_noise: tuple[ScaleTable, ...] | None = None
+
+    def depth(
+        self, windows: list[int], q: Float[Tensor, "k H W 3"], weight: Float[Tensor, "k H W"],
+        disparity: list[Tensor | None], ray: Float[Tensor, "H W 3"],
+    ) -> Float[Tensor, "H W"]:  # fmt: skip
+        """Depth along z; 0 where nothing is known."""
+        along = (q * ray).sum(-1) / (ray * ray).sum(-1)
+        seen = (weight > 0) & (along > 0)
+        values = [torch.where(seen, along, torch.ones_like(along)).log()]
+        precision = [torch.where(seen, 1 / self.along.at(weight), torch.zeros_like(along))]
+        for i, k in enumerate(windows):
+            d = disparity[i]
+            if d is None or self.disparity is None or self.disparity_noise is None or float(self.disparity[k, 0]) <= 0:
+                continue
+            alpha, beta = self.disparity[k].tolist()
+            inverse = (d - beta).clamp_min(1e-6 * alpha)
+            relative = self.disparity_noise[k].at(d) / inverse
+            usable = (weight[i] > 0) & (d != 0) & (relative < 0.3)
+            values.append((alpha / inverse).log()[None])
+            precision.append(torch.where(usable, 1 / relative, torch.zeros_like(relative))[None])
+        x, p = torch.cat(values), torch.cat(precision)
+        mean = _start_of_mean(x, p)
+        for _ in range(6 if len(x) > 1 else 0):
+            w = p * p / (1 + ((x - mean) * p / 2.0) ** 2)
+            mean = (w * x).sum(0) / w.sum(0).clamp_min(1e-30)
+        return torch.where(p.sum(0) > 0, mean.exp(), torch.zeros_like(mean))
+
+
+def _start_of_mean(x: Tensor, precision: Tensor) -> Tensor:
+    """Weighted median over the first dimension."""
+    order = x.argsort(0)
+    p = precision.gather(0, order).cumsum(0)
+    middle = (p < 0.5 * p[-1:]).sum(0, keepdim=True).clamp(max=len(x) - 1)
+    return x.gather(0, order).gather(0, middle)[0]
+
+
 def median_sweep(
     values: Float[Tensor, "k *p c"], weight: Float[Tensor, "k *p"], sweeps: int = 4
 ) -> Float[Tensor, "*p c"]:
@@ -67,7 +128,7 @@ def median_sweep(
 def fuse_frame(
     world: Float[Tensor, "k H W 3"], weight: Float[Tensor, "k H W"], flow: Float[Tensor, "k H W 3"] | None,
     flow_weight: Float[Tensor, "k H W"] | None, pose: Float[Tensor, "4 4"], ray: Float[Tensor, "H W 3"],
-    reference_weight: float, on_rays: bool, sweeps: int = 5,
+    reference_weight: float, depth_of: Callable[[Tensor], Tensor] | None,
 ) -> FrameFields:  # fmt: skip
     """Blend what k windows say about one frame.
 
@@ -79,22 +140,20 @@ def fuse_frame(
         pose: cam2world of the frame.
         ray: camera rays with z = 1.
         reference_weight: sum of weights that counts as full confidence.
-        on_rays: put points on their rays (see AlignConfig.points_on_rays).
-        sweeps: re-weightings of the depth.
+        depth_of: depth of the pixels from the windows' points in the camera [k, H, W, 3], puts points on their rays;
+            None keeps the blended points (see AlignConfig.points_on_rays).
     """
     rotation, centre = pose[:3, :3].to(world), pose[:3, 3].to(world)
     q = (world - centre) @ rotation
     total = weight.sum(0)
-    depth = depth_sweep(q, weight, ray, sweeps) if on_rays else None
-    if depth is None:
-        blended = median_sweep(q, weight)
-        depth = blended[..., 2]
+    blended = median_sweep(q, weight) if depth_of is None else None
+    depth = blended[..., 2] if blended is not None else depth_of(q)
     seen = (total > 0) & (depth > 0)
     filler = depth[seen].median() if bool(seen.any()) else torch.ones((), dtype=world.dtype, device=world.device)
     valid = seen & (depth > 1e-4 * filler)
     depth = torch.where(valid, depth, filler)
     local = depth[..., None] * ray
-    if not on_rays:
+    if blended is not None:
         local = torch.where(valid[..., None], blended, local)
     spread = (weight * (q - local).norm(dim=-1)).sum(0) / total.clamp_min(1e-12) / depth
     confidence = (total / reference_weight).clamp(0, 1) / (1 + (spread / 0.1) ** 2)

@@ -22,6 +22,8 @@ class Observation:
         ray_direction: [t, h, w, 3] direction of pixel rays in the window's frame, at every (H/h)th row and (W/w)th
             column starting at (0, 0), or None.
         ray_moment: [t, h, w, 3] moment (camera centre x direction) of the same rays, in any unit, or None.
+        ray_cam2world: [t, 4, 4] cameras already read off the rays (in the window's frame), used instead of reading
+            them off again by the published objective, or None.
         scene_flow: [t, H, W, 3] displacement of each pixel's surface point to the next frame of the VIDEO, in the
             window's frame, or None.
         flow_valid: [t, H, W] where scene_flow means something; None = everywhere but at the video's last frame.
@@ -33,6 +35,7 @@ class Observation:
     disparity: Float[Tensor, "t H W"] | None = None
     ray_direction: Float[Tensor, "t h w 3"] | None = None
     ray_moment: Float[Tensor, "t h w 3"] | None = None
+    ray_cam2world: Float[Tensor, "t 4 4"] | None = None
     scene_flow: Float[Tensor, "t H W 3"] | None = None
     flow_valid: Bool[Tensor, "t H W"] | None = None
 

@@ -1,4 +1,4 @@
-"""Cameras from world points: focal sweep, poses from DLT moments, robust joint refinement.
+"""First cameras from world points: focal by a sweep, poses from DLT moments.
 
 Pixel (x, y), measured from the principal point, sees X when  P = diag(f, f, 1) R^T [I | -c]  makes both rows of
 e = (x p3.X - p1.X, y p3.X - p2.X) vanish. sum w |e|^2 = p^T A p is a quadratic form whose 12 x 12 matrix A holds only
@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from worldline.align.schur import CameraBlock, Layout, LMConfig, Normal, minimise
 from worldline.align.synchronize import masked_quantile
-from worldline.geometry.pose import hat, so3_exp, so3_log
+from worldline.geometry.pose import hat, so3_exp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,153 +172,3 @@ def sweep_focal(
         grid = (best + spacing * torch.linspace(-1, 1, 7, dtype=torch.float64)).clamp(float(low), float(high))
         spacing /= 3
     return float(torch.tensor(best).exp()), contrast
-
-
-@dataclass(frozen=True, kw_only=True)
-class CameraTask:
-    """Data of the joint refinement.
-
-    Attributes:
-        xy: [V, n, 2] pixels from the principal point, per view.
-        points: [V, n, 3] world points.
-        weight: [V, n].
-        slot: [V] which camera pose sees each view.
-        focal_slot: [C] which focal each pose uses.
-        fixed_pose: [C] poses that are known.
-        fixed_focal: whether the focal is known.
-        prior_focal_px: centre of a very weak prior.
-        depth: typical depth, the unit of the smoothness prior.
-    """
-
-    xy: Float[Tensor, "V n 2"]
-    points: Float[Tensor, "V n 3"]
-    weight: Float[Tensor, "V n"]
-    slot: Int[Tensor, " V"]
-    focal_slot: Int[Tensor, " C"]
-    fixed_pose: Bool[Tensor, " C"]
-    fixed_focal: bool
-    prior_focal_px: float
-    depth: float
-
-
-class _Refinement:
-    """Cauchy reprojection error in units of its own scale, weak smoothness of acceleration, very weak focal prior.
-
-    Parameters of slot c: 6c..6c+5 = (omega on the right of R, centre); with one focal per pose 7c..7c+6.
-    """
-
-    smooth = 0.1  # acceleration of the centre, in typical depths, that costs as much as one sample with a unit error
-    turn = 0.2  # acceleration of the rotation in radians, likewise
-    focal_spread = 1.0  # of the prior on log focal
-    zoom = 0.02  # change of log focal between frames that costs as much as one sample, when it may change
-
-    def __init__(self, task: CameraTask, sigma: Float[Tensor, " V"]) -> None:
-        self.task, self.sigma = task, sigma
-        C, self.own_focal = len(task.focal_slot), int(task.focal_slot.max()) > 0
-        self.block = 7 if self.own_focal else 6
-        fixed = task.fixed_pose[:, None].expand(C, 6)
-        last = torch.full((C if self.own_focal else 1, 1), task.fixed_focal)
-        fixed = torch.cat([fixed, last], 1).flatten() if self.own_focal else torch.cat([fixed.flatten(), last[0]])
-        self.layout = Layout(
-            size=len(fixed), border=0 if self.own_focal else 1,
-            bandwidth=3 * self.block if C > 60 else None, fixed=fixed,
-        )  # fmt: skip
-
-    def columns(self, slot: Tensor) -> Tensor:
-        """[.., 7] parameters (omega, centre, log focal) of poses."""
-        pose = self.block * slot[..., None] + torch.arange(6)
-        focal = pose[..., :1] + 6 if self.own_focal else torch.full_like(pose[..., :1], self.layout.size - 1)
-        return torch.cat([pose, focal], -1)
-
-    def _project(self, rig: Rig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        slot = self.task.slot
-        q = (self.task.points - rig.centre[slot][:, None]) @ rig.rotation[slot]
-        focal = rig.log_focal[self.task.focal_slot[slot]].exp()[:, None]
-        depth = q[..., 2]
-        safe = depth.clamp_min(1e-6 * self.task.depth)
-        r = (focal[..., None] * q[..., :2] / safe[..., None] - self.task.xy) / self.sigma[:, None, None]
-        front = depth > 1e-3 * self.task.depth
-        return r, q, safe, front
-
-    def _data_cost(self, r: Tensor, front: Tensor) -> Tensor:
-        far = torch.full_like(r[..., 0], 1e4)
-        return 0.5 * (self.task.weight * torch.log1p(torch.where(front, (r * r).sum(-1), far))).sum()
-
-    def cost(self, rig: Rig) -> float:
-        r, _, _, front = self._project(rig)
-        return float(self._data_cost(r, front)) + sum(block[0] for block in self._priors(rig))
-
-    def linearize(self, rig: Rig) -> Normal:
-        r, q, safe, front = self._project(rig)
-        slot = self.task.slot
-        focal = rig.log_focal[self.task.focal_slot[slot]].exp()[:, None]
-        scale = (focal / safe / self.sigma[:, None])[..., None]
-        zero, one = torch.zeros_like(safe), torch.ones_like(safe)
-        xn, yn = q[..., 0] / safe, q[..., 1] / safe
-        d = torch.stack([torch.stack([one, zero, -xn], -1), torch.stack([zero, one, -yn], -1)], -2) * scale[..., None]
-        jacobian = torch.cat([d @ hat(q), -(d @ rig.rotation[slot].mT[:, None]), (r + self.task.xy / self.sigma[:, None, None])[..., None]], -1)  # fmt: skip
-        w = torch.where(front, self.task.weight / (1 + (r * r).sum(-1)), zero)
-        flat = jacobian.flatten(1, 2)
-        weighted = flat * w.repeat_interleave(2, 1)[..., None]
-        H, g = weighted.mT @ flat, (weighted.mT @ r.flatten(1)[..., None])[..., 0]
-        blocks = [CameraBlock(columns=self.columns(slot), H=H, g=g)]
-        priors = self._priors(rig)
-        cost = float(self._data_cost(r, front)) + sum(p[0] for p in priors)
-        return Normal(cost=cost, cameras=blocks + [p[1] for p in priors])
-
-    def _priors(self, rig: Rig) -> list[tuple[float, CameraBlock]]:
-        """Gaussian-Cauchy priors: each (cost, block)."""
-        f = (rig.log_focal - torch.log(torch.tensor(self.task.prior_focal_px))) / self.focal_spread
-        index = torch.arange(len(rig.centre)) if self.own_focal else torch.zeros(1, dtype=torch.long)
-        one = torch.ones(len(f), 1, 1, dtype=f.dtype) / self.focal_spread**2
-        block = CameraBlock(columns=self.columns(index)[:, 6:], H=one, g=(f / self.focal_spread)[:, None])
-        out = [(0.5 * float((f * f).sum()), block)]
-        C = len(rig.centre)
-        if C < 3:
-            return out
-        i = torch.arange(1, C - 1)
-        columns = torch.cat([self.columns(i - 1), self.columns(i), self.columns(i + 1)], -1)
-        turn = so3_log(rig.rotation[:-1].mT @ rig.rotation[1:])
-        move = rig.centre[1:] - rig.centre[:-1]
-        r = torch.cat(
-            [(turn[1:] - turn[:-1]) / self.turn, (move[1:] - move[:-1]) / (self.smooth * self.task.depth)], -1
-        )
-        unit = torch.cat(
-            [torch.full((3,), 1 / self.turn), torch.full((3,), 1 / (self.smooth * self.task.depth))]
-        ).double()
-        if self.own_focal:
-            change = rig.log_focal[1:] - rig.log_focal[:-1]
-            r = torch.cat([r, ((change[1:] - change[:-1]) / self.zoom)[:, None]], -1)
-            unit = torch.cat([unit, torch.tensor([1 / self.zoom]).double()])
-        width = len(unit)
-        J = torch.zeros(width, 21, dtype=torch.float64)
-        for offset, factor in ((0, 1.0), (7, -2.0), (14, 1.0)):
-            J[torch.arange(width), offset + torch.arange(width)] = factor * unit
-        w = 1 / (1 + r * r)  # each coordinate on its own: a jump in one direction is believed
-        H = torch.einsum("kr,ra,rc->kac", w, J, J)
-        out.append((0.5 * float(torch.log1p(r * r).sum()), CameraBlock(columns=columns, H=H, g=(w * r) @ J)))
-        return out
-
-    def retract(self, rig: Rig, dx: Tensor, dd: list[Tensor]) -> Rig:
-        C = len(rig.centre)
-        step = dx.reshape(C, 7) if self.own_focal else dx[:-1].reshape(C, 6)
-        focal = step[:, 6] if self.own_focal else dx[-1:]
-        return Rig(
-            rotation=rig.rotation @ so3_exp(step[:, :3]),
-            centre=rig.centre + step[:, 3:6],
-            log_focal=rig.log_focal + focal.clamp(-0.5, 0.5),
-        )
-
-
-def refine(task: CameraTask, rig: Rig, rounds: int = 3) -> tuple[Rig, Float[Tensor, " V"]]:
-    """Joint robust refinement of all poses and the focal; also the scale of the reprojection error per view (pixels)."""
-    usable = task.weight > 0
-    floor = 1e-3
-    sigma = torch.ones(len(task.slot), dtype=torch.float64)
-    for _ in range(rounds):
-        error = _Refinement(task, torch.ones_like(sigma))._project(rig)[0].norm(dim=-1)
-        own = masked_quantile(error, usable, 0.4)
-        typical = masked_quantile(own[None], (own > 0)[None], 0.5).clamp_min(floor)
-        sigma = own.clamp(min=floor).clamp(min=0.5 * typical[0])
-        rig = minimise(_Refinement(task, sigma), rig, LMConfig(iterations=12, tolerance=1e-7)).state
-    return rig, sigma

@@ -19,8 +19,8 @@ class Samples:
 
     Attributes:
         uv: [T, n, 2] pixel coordinates (x, y) of the samples of each frame.
-        window: [V] window of each view, ascending.
-        frame: [V] frame of each view.
+        window: [V] window of each view.
+        frame: [V] frame of each view, ascending.
         points: [V, n, 3] window coordinates, float64.
         weight: [V, n] confidence, 0 where masked; float64.
         disparity: [V, n] or None (0 where a window has none).
@@ -88,12 +88,13 @@ def gather(
         disparity.append(torch.zeros_like(w) if d is None else d.flatten(1).gather(1, pick).cpu().double())
     found = any(bool((d > 0).any()) for d in disparity)
     uv = torch.stack([pixel % size[1], pixel // size[1]], -1).double()
+    order = torch.argsort(torch.cat(frame), stable=True)
     return Samples(
         uv=uv,
-        window=torch.cat(window),
-        frame=torch.cat(frame),
-        points=torch.cat(points),
-        weight=torch.cat(weight),
-        disparity=torch.cat(disparity).nan_to_num(0.0) if found else None,
+        window=torch.cat(window)[order],
+        frame=torch.cat(frame)[order],
+        points=torch.cat(points)[order],
+        weight=torch.cat(weight)[order],
+        disparity=torch.cat(disparity)[order].nan_to_num(0.0) if found else None,
         num_windows=len(observations),
     )

@@ -167,19 +167,7 @@ def minimise(problem: Problem, state: Any, config: LMConfig = LMConfig()) -> Res
 
 def solve_step(normal: Normal, layout: Layout, damping: float) -> tuple[Tensor, list[Tensor]] | None:
     """One damped step (dx [D] float64, one [B, N] per point block), or None where the system is not positive."""
-    blocks = [(block.columns, _damped(block.H, damping), block.g) for block in normal.cameras]
-    inverses = []
-    for block in normal.points:
-        inverse = torch.where(
-            block.h > 0,
-            1 / (block.h.clamp_min(1e-300 if block.h.dtype == torch.float64 else 1e-37) * (1 + damping)),
-            torch.zeros_like(block.h),
-        )
-        inverses.append(inverse)
-        scaled = block.E * inverse.unsqueeze(-1)
-        H = -torch.matmul(scaled.transpose(-1, -2), block.E)
-        g = -torch.matmul(scaled.transpose(-1, -2), block.b.unsqueeze(-1)).squeeze(-1)
-        blocks.append((block.columns, H, g))
+    blocks, inverses = _reduced_blocks(normal, damping)
     dx = _solve_reduced(blocks, layout)
     if dx is None:
         return None
@@ -193,6 +181,43 @@ def _damped(H: Tensor, damping: float) -> Tensor:
 def _back_substitute(block: PointBlock, inverse: Tensor, dx: Tensor) -> Tensor:
     local = dx.to(block.E)[block.columns.clamp_min(0).to(block.E.device)] * (block.columns >= 0).to(block.E)
     return -inverse * (block.b + torch.matmul(block.E, local.unsqueeze(-1)).squeeze(-1))
+
+
+def reduced_matrix(normal: Normal, layout: Layout, wanted: Tensor) -> Tensor:
+    """The undamped Schur complement over some parameters, [len(wanted), len(wanted)] float64.
+
+    Its inverse is the covariance of these parameters with the points marginalised, given the parameters left out;
+    fixed parameters have a unit diagonal.
+    """
+    place = torch.full((layout.size,), -1, dtype=torch.long)
+    place[wanted] = torch.arange(len(wanted))
+    if layout.fixed is not None:
+        place[layout.fixed.cpu()] = -1
+    total = torch.zeros(len(wanted) + 1, len(wanted) + 1, dtype=torch.float64)
+    for columns, H, _ in _reduced_blocks(normal, 0.0)[0]:
+        local = place[columns.cpu()] * (columns.cpu() >= 0) + len(wanted) * (columns.cpu() < 0)
+        local = torch.where(local < 0, len(wanted), local)
+        index = local[:, :, None] * len(total) + local[:, None, :]
+        total.view(-1).index_add_(0, index.flatten(), H.double().cpu().flatten())
+    total = total[:-1, :-1]
+    empty = torch.diagonal(total) <= 0
+    total[empty, empty] = 1.0
+    return total
+
+
+def _reduced_blocks(normal: Normal, damping: float) -> tuple[list[tuple[Tensor, Tensor, Tensor]], list[Tensor]]:
+    """Blocks (columns, H, g) of the camera system with the points eliminated, and 1 / h of every point block."""
+    blocks = [(block.columns, _damped(block.H, damping), block.g) for block in normal.cameras]
+    inverses = []
+    for block in normal.points:
+        tiny = 1e-300 if block.h.dtype == torch.float64 else 1e-37
+        inverse = torch.where(block.h > 0, 1 / (block.h.clamp_min(tiny) * (1 + damping)), torch.zeros_like(block.h))
+        inverses.append(inverse)
+        scaled = block.E * inverse.unsqueeze(-1)
+        H = -torch.matmul(scaled.mT, block.E)
+        g = -torch.matmul(scaled.mT, block.b.unsqueeze(-1)).squeeze(-1)
+        blocks.append((block.columns, H, g))
+    return blocks, inverses
 
 
 def _solve_reduced(blocks: list[tuple[Tensor, Tensor, Tensor]], layout: Layout) -> Tensor | None:
@@ -246,7 +271,7 @@ def _solve_dense(H: np.ndarray, g: np.ndarray) -> Tensor | None:
 
 
 def _solve_banded(band: np.ndarray, border: np.ndarray, g: np.ndarray, layout: Layout) -> Tensor | None:
-    from scipy.linalg import cho_solve_banded, cholesky_banded
+    from worldline.align.banded import solve_banded
 
     inner, edge = layout.size - layout.border, layout.border
     diagonal = np.concatenate([band[0][:inner], np.diagonal(border[inner:])])
@@ -256,9 +281,8 @@ def _solve_banded(band: np.ndarray, border: np.ndarray, g: np.ndarray, layout: L
     band[0] = np.where(scale[:inner] > 0, 1 + 1e-12, 1.0) if inner else 1.0
     border = border * scale[:, None] * scale[None, inner:]
     rhs = np.concatenate([border[:inner], -(scale * g)[:inner, None]], axis=1)
-    try:
-        solved = cho_solve_banded((cholesky_banded(band, lower=True), True), rhs) if inner else rhs
-    except np.linalg.LinAlgError:
+    solved = solve_banded(band, rhs) if inner else rhs
+    if solved is None:
         return None
     step = np.empty(layout.size)
     corner = border[inner:] - border[:inner].T @ solved[:, :edge]

@@ -1,0 +1,138 @@
+"""The sum of terms as a problem for schur.minimise: depths eliminated per pixel, cameras and windows in one system."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from worldline.align.fuse import depth_sweep
+from worldline.align.sampling import Samples
+from worldline.align.schur import CameraBlock, Layout, Normal, PointBlock
+from worldline.align.state import Columns, Geometry, State, make_geometry, retract
+from worldline.align.terms import Term
+
+_CHUNK = 40_000  # samples whose Jacobians are in memory at a time
+
+
+class Energy:
+    """A list of terms over one set of samples. Views must be sorted by frame."""
+
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        samples: Samples,
+        xy: Float[Tensor, "T n 2"],
+        columns: Columns,
+        fixed: Bool[Tensor, " D"],
+    ) -> None:
+        self.terms, self.samples, self.xy, self.columns = list(terms), samples, xy, columns
+        self.layout = Layout(size=columns.size, border=columns.border, bandwidth=columns.bandwidth, fixed=fixed)
+        slot = samples.frame if len(columns.camera) > 1 else torch.zeros_like(samples.frame)
+        k = samples.window
+        self.view_columns = torch.cat(
+            [columns.camera[slot], columns.focal[slot][:, None], columns.window[k], columns.disparity[k]], 1
+        )
+        counts = torch.bincount(samples.frame, minlength=samples.num_frames)
+        self.rank = torch.arange(len(k)) - (counts.cumsum(0) - counts)[samples.frame]  # of a view within its frame
+        self.most = int(counts.max())
+        self.frame_columns = torch.full((samples.num_frames, 7 + 9 * self.most), -1)
+        self.frame_columns[samples.frame, :7] = self.view_columns[:, :7]
+        place = 7 + 9 * self.rank[:, None] + torch.arange(9)
+        self.frame_columns[samples.frame[:, None], place] = self.view_columns[:, 7:]
+        self.parts = self._chunks(counts)
+
+    def _chunks(self, counts: Tensor) -> list[tuple[slice, slice]]:
+        """(views, frames) ranges of about _CHUNK samples each."""
+        size = max(1, self.samples.weight.shape[1])
+        per_part = max(1, _CHUNK // (size * max(self.most, 1)))
+        ends = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)]).tolist()
+        T = self.samples.num_frames
+        parts = [(a, min(a + per_part, T)) for a in range(0, T, per_part)]
+        return [(slice(ends[a], ends[b]), slice(a, b)) for a, b in parts if ends[b] > ends[a]]
+
+    def geometry(self, state: State) -> Geometry:
+        """Intermediate values of a state."""
+        return make_geometry(state, self.samples, self.xy)
+
+    def costs(self, state: State) -> dict[str, float]:
+        """Cost of each term."""
+        geometry = self.geometry(state)
+        return {term.name: float(term.cost(state, geometry, self.samples)) for term in self.terms}
+
+    def cost(self, state: State) -> float:
+        """Sum of the costs."""
+        return sum(self.costs(state).values())
+
+    def linearize(self, state: State) -> Normal:
+        """Normal equations of all terms."""
+        geometry = self.geometry(state)
+        cameras: list[CameraBlock] = []
+        points: list[PointBlock] = []
+        cost = sum(float(term.cost(state, geometry, self.samples)) for term in self.terms)
+        for views, frames in self.parts:
+            camera, point = self._pixels(state, geometry, views, frames)
+            cameras.append(camera)
+            points.append(point)
+        for term in self.terms:
+            for rows in term.camera_rows(state, self.columns):
+                weighted = rows.J * rows.w[:, None, None]
+                g = (weighted.mT @ rows.r[..., None])[..., 0]
+                cameras.append(CameraBlock(columns=rows.columns, H=weighted.mT @ rows.J, g=g))
+        return Normal(cost=cost, cameras=cameras, points=points)
+
+    def _pixels(self, state: State, geometry: Geometry, views: slice, frames: slice) -> tuple[CameraBlock, PointBlock]:
+        """Pixel terms of some frames: blocks of their cameras and windows, and of their depths."""
+        frame = self.samples.frame[views] - frames.start
+        V, n, F = len(frame), self.samples.weight.shape[1], frames.stop - frames.start
+        like = {"dtype": torch.float64}
+        H, g = torch.zeros(V, 16, 16, **like), torch.zeros(V, 16, **like)
+        E = torch.zeros(V, n, 16, **like)
+        h, b = torch.zeros(F, n, **like), torch.zeros(F, n, **like)
+        for term in self.terms:
+            for rows in term.pixel_rows(state, geometry, self.samples, views):
+                flat = rows.J.flatten(1, 2)
+                heavy = (rows.J * rows.w[..., None, None]).flatten(1, 2)
+                H[:, rows.part, rows.part] += heavy.mT @ flat
+                g[:, rows.part] += (heavy.mT @ rows.r.flatten(1)[..., None])[..., 0]
+                wp = rows.p * rows.w[..., None]
+                E[..., rows.part] += (rows.J * wp[..., None]).sum(-2)
+                h.index_add_(0, frame, (wp * rows.p).sum(-1))
+                b.index_add_(0, frame, (wp * rows.r).sum(-1))
+        together = torch.zeros(F, n, 7 + 9 * self.most, **like)
+        together[..., :7].index_add_(0, frame, E[..., :7])
+        windows = torch.zeros(F, self.most, n, 9, **like)
+        windows[frame, self.rank[views]] = E[..., 7:]
+        together[..., 7:] = windows.permute(0, 2, 1, 3).flatten(2)
+        camera = CameraBlock(columns=self.view_columns[views], H=H, g=g)
+        return camera, PointBlock(columns=self.frame_columns[frames], E=together, h=h, b=b)
+
+    def retract(self, state: State, dx: Tensor, dd: list[Tensor]) -> State:
+        """Move everything."""
+        step = torch.zeros_like(state.log_depth)
+        for (_, frames), value in zip(self.parts, dd, strict=True):
+            step[frames] = value
+        return retract(state, self.columns, dx, step)
+
+
+def with_depth(state: State, depth: Float[Tensor, "T n"]) -> State:
+    """The state with other sample depths (positive)."""
+    return replace(state, log_depth=depth.clamp_min(1e-12).log())
+
+
+def sample_depths(state: State, samples: Samples, xy: Float[Tensor, "T n 2"]) -> Float[Tensor, "T n"]:
+    """Robust depth of every sample at these cameras and windows; the typical one where nothing is seen."""
+    n = xy.shape[1]
+    geometry = make_geometry(replace(state, log_depth=torch.zeros(len(xy), n, dtype=torch.float64)), samples, xy)
+    counts = torch.bincount(samples.frame, minlength=len(xy))
+    rank = torch.arange(len(samples.frame)) - (counts.cumsum(0) - counts)[samples.frame]
+    q = torch.zeros(int(counts.max()), len(xy), n, 3, dtype=torch.float64)
+    w = torch.zeros(int(counts.max()), len(xy), n, dtype=torch.float64)
+    q[rank, samples.frame], w[rank, samples.frame] = geometry.q, samples.weight
+    depth = depth_sweep(q, w, geometry.ray, 6)
+    seen = depth > 0
+    typical = depth[seen].median() if bool(seen.any()) else torch.tensor(1.0).double()
+    return torch.where(seen, depth.clamp_min(1e-2 * float(typical)), typical)

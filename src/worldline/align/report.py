@@ -1,0 +1,65 @@
+"""What can be said about an alignment: noise levels, agreement of windows, what is not observable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from worldline.align.config import AlignConfig
+from worldline.align.initialize import Start, world_points
+from worldline.align.sampling import Samples
+from worldline.align.synchronize import masked_quantile
+from worldline.geometry.pose import Similarity
+from worldline.scene import Cameras
+
+
+def reference_weight(samples: Samples) -> float:
+    """Summed confidence of a typical pixel."""
+    total = torch.zeros(samples.num_frames, samples.weight.shape[1], dtype=torch.float64)
+    total.index_add_(0, samples.frame, samples.weight)
+    seen = total[total > 0]
+    return float(seen.quantile(0.5)) if 0 < len(seen) < 10**7 else float(seen[: 10**7].median()) if len(seen) else 1.0
+
+
+def _disagreement(samples: Samples, windows: Similarity, pose: Tensor) -> Float[Tensor, "V n"]:
+    """Distance of each sample to the mean over windows, relative to depth; NaN-free, 0 where unseen."""
+    points = world_points(samples, windows)
+    T, n = samples.num_frames, points.shape[1]
+    total = torch.zeros(T, n, dtype=torch.float64).index_add_(0, samples.frame, samples.weight)
+    mean = torch.zeros(T, n, 3, dtype=torch.float64).index_add_(0, samples.frame, points * samples.weight[..., None])
+    mean = mean / total.clamp_min(1e-12)[..., None]
+    depth = (mean - pose[:, None, :3, 3]).norm(dim=-1).clamp_min(1e-9)
+    return (points - mean[samples.frame]).norm(dim=-1) / depth[samples.frame]
+
+
+def dynamic_threshold(samples: Samples, windows: Similarity, cameras: Cameras, config: AlignConfig) -> float:
+    """The configured threshold, or three times the disagreement between windows where that is larger."""
+    gap = _disagreement(samples, windows, cameras.cam2world)
+    shared = (samples.weight > 0) & (gap > 1e-12)
+    noise = float(masked_quantile(gap.flatten(), shared.flatten(), 0.5)) if bool(shared.any()) else 0.0
+    return max(config.dynamic_threshold, 3 * noise)
+
+
+def summarise(
+    report: dict[str, Any], samples: Samples, windows: Similarity, cameras: Cameras, start: Start
+) -> dict[str, Any]:
+    """Entries of the report about the result as a whole."""
+    pose = cameras.cam2world
+    gap = _disagreement(samples, windows, pose)
+    shared = (samples.weight > 0) & (gap > 1e-12)
+    path = (pose[1:, :3, 3] - pose[:-1, :3, 3]).norm(dim=-1).sum()
+    missing = torch.nonzero(~start.solved).flatten().tolist()
+    undetermined = list(report.get("undetermined", []))
+    if missing:
+        undetermined.append(f"cameras of frames {missing}: no usable points, interpolated")
+    if report.get("focal_contrast", 1.0) < 0.05:
+        undetermined.append("focal: the points fit almost equally well for every focal (little depth variation)")
+    return {
+        "window_disagreement": float(masked_quantile(gap.flatten(), shared.flatten(), 0.5)),
+        "path_length": float(path),
+        "frames_without_camera": missing,
+        "undetermined": undetermined,
+    }
