@@ -12,7 +12,7 @@ from pathlib import Path
 
 from worldline.evaluation.baselines import TRIVIAL
 from worldline.evaluation.efficiency import cost_measures, owed_costs, timed
-from worldline.evaluation.engine import evaluate_both, failed_reports
+from worldline.evaluation.engine import evaluate, evaluate_both, failed_reports
 from worldline.evaluation.protocols.protocol import Protocol
 from worldline.evaluation.protocols.suites import (
     REAL_V1,
@@ -62,7 +62,7 @@ def run_suites(
     """Run every system, and the trivial predictors, on every clip.
 
     A system that raises, or whose numbers are not finite, has failed rows; the next clip goes on. Every system gets
-    rows of cost. Reports are in the order of clips, then systems, true-pose rows beside their system.
+    rows of cost. Reports are in the order of clips, then systems (true-pose rows beside them), then trivial predictors.
 
     Args:
         clips: from `synthetic_clips`, `real_clips`, or your own.
@@ -72,27 +72,29 @@ def run_suites(
         trivial: also run `baselines.TRIVIAL`.
         progress: told after every clip.
     """
-    everyone = {**(TRIVIAL if trivial else {}), **predictors}
     reports: list[Report] = []
     for done, clip in enumerate(clips, start=1):
-        for name, predict in everyone.items():
-            weights = (parameters or {}).get(name)
-            reports += run_one(clip, name, predict, weights, costs=name in predictors)
+        for name, predict in predictors.items():
+            reports += run_one(clip, name, predict, (parameters or {}).get(name))
+        for name, predict in TRIVIAL.items() if trivial else ():
+            scene = predict(clip.video, clip.seed)
+            report = evaluate(scene, clip.truth, clip.protocol, sequence=clip.name, system=name)
+            reports.append(replace(report, protocol=clip.suite))
         progress(f"bench {clip.suite}", done, max(total, done))
     return reports
 
 
-def run_one(clip: Clip, name: str, predict: Predictor, weights: int | None, *, costs: bool = True) -> list[Report]:
+def run_one(clip: Clip, name: str, predict: Predictor, weights: int | None) -> list[Report]:
     """One system on one clip: its report with costs, and the one with true poses."""
     try:
         prediction, cost = timed(lambda: predict(clip.video, clip.seed))
     except Exception as error:  # noqa: BLE001 - a system may raise anything; the row says what it was
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
         reports = failed_reports(clip.truth, clip.protocol, sequence=clip.name, system=name, reason=reason)
-        extra = owed_costs(reason, weights) if costs else []
+        extra = owed_costs(reason, weights)
     else:
         reports = evaluate_both(prediction, clip.truth, clip.protocol, sequence=clip.name, system=name)
-        extra = cost_measures(cost, len(clip.video), weights) if costs else []
+        extra = cost_measures(cost, len(clip.video), weights)
     first = replace(reports[0], measures=(*reports[0].measures, *extra))
     return [replace(report, protocol=clip.suite) for report in (first, *reports[1:])]
 

@@ -132,16 +132,16 @@ def _npz_has(path: Path, *keys: str) -> bool:
         return all(key in data.files for key in keys)
 
 
-def _arrays(path: Path) -> dict[str, Tensor]:
-    """Numeric arrays of an npz; float16 becomes float32."""
+def _arrays(path: Path, *keys: str) -> dict[str, Tensor]:
+    """Those of the named arrays that an npz has (others may be pickles, which are not opened); float16 to float32."""
     with np.load(path) as data:
-        found = {key: data[key] for key in data.files if data[key].dtype.kind in "fiub"}
+        found = {key: data[key] for key in keys if key in data.files}
     return {key: torch.from_numpy(a.astype(np.float32) if a.dtype == np.float16 else a) for key, a in found.items()}
 
 
 def read_motioncrafter(path: Path) -> Scene4D:
     """MotionCrafter's npz: world points and flow, float16, no cameras; the origin is the centroid, not a camera."""
-    data = _arrays(path)
+    data = _arrays(path, "point_map", "valid_mask", "scene_flow", "deform_mask")
     points = data["point_map"].float()
     valid = data.get("valid_mask", torch.ones(points.shape[:3], dtype=torch.bool)).bool() & points.isfinite().all(-1)
     flow = flow_valid = None
@@ -161,7 +161,7 @@ def read_motioncrafter(path: Path) -> Scene4D:
 
 def read_vggt(path: Path) -> Scene4D:
     """VGGT's predictions.npz: depth and cameras (its more accurate branch); extrinsics are world-to-camera."""
-    data = _arrays(path)
+    data = _arrays(path, "extrinsic", "intrinsic", "depth", "depth_conf", "images")
     cam2world = pose.inverse(_homogeneous(data["extrinsic"].double()))
     depth = data["depth"].float()
     depth = depth[..., 0] if depth.ndim == 4 else depth
@@ -176,7 +176,7 @@ def read_vggt(path: Path) -> Scene4D:
 
 def read_megasam(path: Path) -> Scene4D:
     """MegaSaM's *_sgd_cvd_hr.npz: images, depths, one intrinsic matrix, cam_c2w."""
-    data = _arrays(path)
+    data = _arrays(path, "images", "depths", "intrinsic", "cam_c2w")
     depth = data["depths"].float()
     intrinsics = data["intrinsic"].double().expand(len(depth), 3, 3)
     frames = data["images"] if "images" in data and data["images"].shape[1:3] == depth.shape[1:3] else None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from worldline.evaluation.baselines import TRIVIAL
-from worldline.evaluation.engine import applicable, evaluate_both, failed_reports
+from worldline.evaluation.engine import applicable, evaluate, evaluate_both, failed_reports
 from worldline.evaluation.protocols.protocol import Protocol
 from worldline.evaluation.report import Mean, Report, summarize
 from worldline.scene import Progress, Scene4D, Video, no_progress
@@ -42,8 +41,8 @@ def score(
 ) -> list[Report]:
     """Score every system on every sequence under every protocol.
 
-    A system without a prediction for a sequence has failed rows there, and the true-pose rows stand beside the rows
-    that used estimated poses. Only one sequence is in memory at a time.
+    A system without a prediction for a sequence has failed rows there, and true-pose rows stand beside the rows of
+    systems that used estimated poses. Only one sequence is in memory at a time.
 
     Args:
         sequences: what there is.
@@ -63,11 +62,11 @@ def score(
     sequences = list(sequences)
     for done, sequence in enumerate(sequences, start=1):
         truth = _named(sequence.truth(), dataset)
-        loaders = {name: sequence.predictions.get(name, _missing) for name in systems}
-        if trivial:
-            loaders |= {name: partial(_trivial, predict) for name, predict in TRIVIAL.items()}
-        for system, load in loaders.items():
+        for system in systems:
+            load = sequence.predictions.get(system, _missing)
             reports += _score_one(system, load, truth, sequence.name, protocols, pictures)
+        if trivial:
+            reports += _score_trivial(truth, sequence.name, protocols)
         progress("evaluate", done, len(sequences))
     return reports
 
@@ -106,6 +105,16 @@ def _score_one(
     ]
 
 
+def _score_trivial(truth: Scene4D, sequence: str, protocols: Sequence[Protocol]) -> list[Report]:
+    """Trivial predictors have no estimated poses to replace: one row each."""
+    chosen = [protocol for protocol in protocols if applicable(protocol, truth, "estimated")]
+    return [
+        evaluate(predict(truth.video, 0), truth, protocol, sequence=sequence, system=name)
+        for name, predict in TRIVIAL.items()
+        for protocol in chosen
+    ]
+
+
 def _named(truth: Scene4D, dataset: str | None) -> Scene4D:
     """The truth, with the data set whose settings were asked for."""
     if dataset is None:
@@ -116,7 +125,3 @@ def _named(truth: Scene4D, dataset: str | None) -> Scene4D:
 
 def _missing(video: Video) -> Scene4D:
     raise FileNotFoundError(MISSING)
-
-
-def _trivial(predict: Callable[[Video, int], Scene4D], video: Video) -> Scene4D:
-    return predict(video, 0)
