@@ -15,7 +15,7 @@ from worldline.scene import Video
 from worldline.systems.motioncrafter import infer as mc
 from worldline.systems.motioncrafter import sampling
 from worldline.systems.motioncrafter.conditioning import Padding, clip_pixels, cover_resize
-from worldline.systems.motioncrafter.config import MotionCrafterConfig, mini_config
+from worldline.systems.motioncrafter.config import AutoencoderConfig, MotionCrafterConfig, UNetConfig, mini_config
 from worldline.systems.motioncrafter.networks import (
     TIME_IDS,
     GeometryMotionVAE,
@@ -26,16 +26,29 @@ from worldline.systems.motioncrafter.networks import (
 from worldline.systems.motioncrafter.representation import to_channels, to_maps
 
 
+def small(**choices) -> MotionCrafterConfig:
+    """Smaller than the mini, with the paper's latent channels: 1/4 resolution, three levels of U-Net."""
+    autoencoder = AutoencoderConfig(block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=4)
+    unet = UNetConfig(
+        block_out_channels=(32, 32, 64),
+        num_attention_heads=(1, 1, 2),
+        layers_per_block=1,
+        cross_attention_dim=64,
+        addition_time_embed_dim=32,
+    )
+    return replace(mini_config(**choices), vae=autoencoder, rgb_vae=autoencoder, unet=unet, window=8, overlap=3)
+
+
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(1)
-    return build(mini_config(), encoders=False).eval()
+    return build(small(), encoders=False).eval()
 
 
 @pytest.fixture(scope="module")
 def denoiser():
     torch.manual_seed(1)
-    return build(mini_config(paradigm="denoising"), encoders=False).eval()
+    return build(small(paradigm="denoising"), encoders=False).eval()
 
 
 def frames(count=3, size=(32, 48), seed=0):
@@ -71,7 +84,7 @@ def test_published_parameter_counts():
 
 @pytest.mark.parametrize("fusion", ["unify", "separate", "offset", "none"])
 def test_every_fusion_makes_points_and_flow(fusion):
-    config = mini_config(fusion=fusion)
+    config = small(fusion=fusion)
     vae = GeometryMotionVAE(config.vae, fusion=fusion)
     points, flow = torch.randn(2, 3, 16, 24), 0.05 * torch.randn(2, 3, 16, 24)
     joint = vae.join(vae.encode(points).mode(), vae.encode_2(flow).mode())
@@ -85,7 +98,7 @@ def test_every_fusion_makes_points_and_flow(fusion):
 
 
 def test_unify_reads_motion_first_then_geometry_without_its_own_convolution():
-    vae = GeometryMotionVAE(mini_config().vae)
+    vae = GeometryMotionVAE(small().vae)
     z_geometry, z_motion = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4)
     expected = vae.decoder_2(torch.cat([vae.post_quant_conv_2(z_motion), z_geometry], dim=1)) / 10
     assert torch.equal(vae.decode_2(z_motion, z_geometry), expected)
@@ -95,7 +108,7 @@ def test_unify_reads_motion_first_then_geometry_without_its_own_convolution():
 
 
 def test_motion_branch_starts_as_a_copy_with_both_halves_filled():
-    vae = GeometryMotionVAE(mini_config().vae)
+    vae = GeometryMotionVAE(small().vae)
     vae.start_motion_from_geometry()
     weight = vae.decoder.conv_in.weight
     assert torch.equal(vae.decoder_2.conv_in.weight, torch.cat([weight, weight], dim=1))
@@ -104,10 +117,20 @@ def test_motion_branch_starts_as_a_copy_with_both_halves_filled():
     assert torch.allclose(vae.encode_2(flow).mode(), vae.encode(10 * flow).mode(), atol=1e-5)
 
 
+def test_offset_starts_without_disturbing_the_geometry():
+    vae = GeometryMotionVAE(small().vae, fusion="offset")
+    vae.start_motion_from_geometry()
+    points, flow = torch.randn(1, 3, 16, 16), torch.randn(1, 3, 16, 16)
+    z = vae.encode(points).mode()
+    assert torch.allclose(vae.join(z, vae.encode_2(flow).sample()), z, atol=0.05)
+    vae.encode_2(flow).mode().sum().backward()
+    assert vae.quant_conv_2.weight.grad.abs().max() > 0, "and it can learn"
+
+
 def test_equal_tokens_reproduce_the_stock_unet():
     from diffusers import UNetSpatioTemporalConditionModel
 
-    ours = build_unet(mini_config()).eval()
+    ours = build_unet(small()).eval()
     stock = UNetSpatioTemporalConditionModel(**{k: v for k, v in ours.config.items() if not k.startswith("_")}).eval()
     stock.load_state_dict(ours.state_dict())
     sample, token, ids = torch.randn(2, 3, 4, 8, 12), torch.randn(2, 1, 64), torch.tensor([TIME_IDS] * 2)
@@ -126,21 +149,21 @@ def test_unet_refuses_latents_it_cannot_halve(model):
 
 def test_prior_weights_keep_the_condition_where_the_sampler_puts_it():
     """The public trainer's initialisation puts the condition's weights on the noisy motion."""
-    weight = torch.randn(64, 8, 3, 3)
-    prior = {"conv_in.weight": weight, "conv_out.weight": torch.randn(4, 64, 3, 3), "conv_out.bias": torch.randn(4)}
-    determ = unet_weights_from_prior(prior, mini_config())
+    weight = torch.randn(32, 8, 3, 3)
+    prior = {"conv_in.weight": weight, "conv_out.weight": torch.randn(4, 32, 3, 3), "conv_out.bias": torch.randn(4)}
+    determ = unet_weights_from_prior(prior, small())
     assert torch.equal(determ["conv_in.weight"], weight[:, 4:])
     assert torch.equal(determ["conv_out.bias"][:4], determ["conv_out.bias"][4:])
-    widened = unet_weights_from_prior(prior, mini_config(paradigm="denoising"), noisy_motion="zero")
+    widened = unet_weights_from_prior(prior, small(paradigm="denoising"), noisy_motion="zero")
     assert torch.equal(widened["conv_in.weight"][:, 8:], weight[:, 4:])
     assert torch.equal(widened["conv_in.weight"][:, :4], weight[:, :4])
     assert not widened["conv_in.weight"][:, 4:8].any()
-    shapes = {key: value.shape for key, value in build_unet(mini_config(paradigm="denoising")).state_dict().items()}
+    shapes = {key: value.shape for key, value in build_unet(small(paradigm="denoising")).state_dict().items()}
     assert all(widened[key].shape == shapes[key] for key in widened)
 
 
 def test_config_survives_json_and_refuses_unknown_keys():
-    config = mini_config(fusion="separate", normalization="max")
+    config = small(fusion="separate", normalization="max")
     assert MotionCrafterConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ValueError, match="no field depth"):
         MotionCrafterConfig.from_dict({**config.to_dict(), "depth": 3})
@@ -226,8 +249,8 @@ def test_fault_last_frame_of_a_window_claims_scene_flow(model):
 def test_chunks_do_not_change_the_answer(model):
     a = mc.observe(model, frames(5), mc.InferConfig(chunk=2))
     b = mc.observe(model, frames(5), mc.InferConfig(chunk=5))
-    torch.testing.assert_close(a.points, b.points, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(a.scene_flow, b.scene_flow, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(a.points, b.points, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(a.scene_flow, b.scene_flow, atol=1e-4, rtol=1e-4)
 
 
 def test_observation_is_the_networks_in_order(model):
@@ -295,6 +318,34 @@ def test_half_precision_stays_close_to_float32(model, dtype):
     scale = a.points.std()
     assert (a.points - b.points).abs().mean() < 0.05 * scale
     assert not torch.equal(a.points, b.points)
+
+
+def test_offload_takes_each_network_there_and_back():
+    class Traveller(torch.nn.Linear):
+        trips: list[torch.device] = []
+
+        def to(self, device):
+            self.trips.append(device)
+            return self
+
+    network, there, home = Traveller(1, 1), torch.device("cuda"), torch.device("cpu")
+    with mc._at(network, home):
+        assert network.trips == []
+    with pytest.raises(KeyboardInterrupt), mc._at(network, there):
+        assert network.trips == [there]
+        raise KeyboardInterrupt
+    assert network.trips == [there, home]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_agrees_with_cpu_and_offload_leaves_the_model_home(model, denoiser):
+    for network in (model, denoiser):
+        settings = mc.InferConfig(steps=2, seeds=(1, 2), device="cuda")
+        there = mc.observe(network, frames(3), settings)
+        here = mc.observe(network, frames(3), replace(settings, device=None))
+        assert there.points.device.type == "cpu" and next(network.unet.parameters()).device.type == "cpu"
+        torch.testing.assert_close(there.points, here.points, atol=2e-2, rtol=2e-2)
 
 
 # --- windows
@@ -380,7 +431,7 @@ def test_fault_windows_are_joined(model, monkeypatch):
 def test_fault_gradient_reaches_unet_through_frozen_decoder():
     """Upstream decodes points under no_grad, so its point loss never trains the U-Net."""
     torch.manual_seed(0)
-    model = build(mini_config(), encoders=False)
+    model = build(small(), encoders=False)
     model.vae.requires_grad_(False)
     latents = model.predict_latents(torch.randn(1, 2, 4, 8, 8), torch.randn(1, 2, 64), torch.tensor([TIME_IDS]))
     points, flow = model.vae.decode_joint(latents[0] / model.config.scaling_factor)
@@ -393,7 +444,7 @@ def test_fault_gradient_reaches_unet_through_frozen_decoder():
 def test_fault_gradient_checkpointing_gives_the_same_gradients():
     """The old diffusers switch recurses without end; the stock one works with our forward."""
     torch.manual_seed(0)
-    unet = build_unet(mini_config()).train()
+    unet = build_unet(small()).train()
     inputs = (torch.randn(1, 2, 4, 8, 8), 1.6378, torch.randn(1, 2, 64), torch.tensor([TIME_IDS]))
 
     def gradient():

@@ -89,7 +89,7 @@ def _list(args: List) -> int:
     from worldline.io import weights
     from worldline.systems.motioncrafter import pretrained
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for paradigm in pretrained.UNET_FOLDERS:
         for part in pretrained.weights(paradigm):
             rows.append(

@@ -164,7 +164,9 @@ def describe_remote(weights: Weights) -> Described:
     """
     from huggingface_hub import HfApi, hf_hub_download
 
-    api, configs, tables = HfApi(), {}, {}
+    api = HfApi()
+    configs: dict[str, Any] = {}
+    tables: dict[str, dict[str, tuple[int, ...] | None]] = {}
     with _hub_errors(weights):
         commit = str(api.model_info(weights.repo, revision=weights.revision).sha)
         for path in _wanted(weights, api.list_repo_files(weights.repo, revision=commit)):
@@ -224,16 +226,18 @@ def _check_local(weights: Weights, folder: Path) -> dict[str, str]:
 def _download(weights: Weights, progress: Progress) -> Path:
     """Fetch what is needed into the hub cache; big files resume where a killed run stopped."""
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.hf_api import RepoFile
 
     with _hub_errors(weights):
         api = HfApi()
-        commit = api.model_info(weights.repo, revision=weights.revision).sha
-        entries = list(api.list_repo_tree(weights.repo, recursive=True, revision=commit))
-        tree = {entry.path: entry for entry in entries if hasattr(entry, "blob_id")}
+        commit = str(api.model_info(weights.repo, revision=weights.revision).sha)
+        entries = api.list_repo_tree(weights.repo, recursive=True, revision=commit)
+        tree = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
         wanted = _wanted(weights, list(tree))
         for path in wanted:
-            if tree[path].lfs is not None:
-                _stream(weights, path, commit, tree[path].lfs, progress)
+            lfs = tree[path].lfs
+            if lfs is not None:
+                _stream(weights, path, commit, lfs, progress)
         return Path(
             snapshot_download(weights.repo, revision=weights.revision, allow_patterns=wanted, tqdm_class=_silent_bar())
         )

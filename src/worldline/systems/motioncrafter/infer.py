@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -96,7 +97,7 @@ def infer(
     observations = []
     for done, window in enumerate(plan):
         progress("windows", done, len(plan))
-        observations.append(_cached(cache, window, lambda window=window: observe_window(model, video, window, config)))
+        observations.append(_cached(cache, window, partial(observe_window, model, video, window, config)))
     progress("windows", len(plan), len(plan))
     # 3. one world, and a camera for every frame
     aligned = alignment.solve(observations, len(video), video.size, priors, config.align, progress)

@@ -20,8 +20,8 @@ from dataclasses import asdict
 from typing import Literal
 
 import torch
-from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.models.autoencoders.vae import Decoder, DiagonalGaussianDistribution, Encoder
+from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -102,6 +102,15 @@ class GeometryMotionVAE(nn.Module):
       none      no motion branch: scene flow goes through the geometry encoder and decoder, unscaled
     """
 
+    encoder: Encoder
+    quant_conv: nn.Conv2d
+    post_quant_conv: nn.Conv2d
+    decoder: Decoder
+    encoder_2: Encoder
+    quant_conv_2: nn.Conv2d
+    post_quant_conv_2: nn.Conv2d
+    decoder_2: Decoder
+
     def __init__(
         self, config: AutoencoderConfig, *, fusion: Fusion = "unify", motion_scale: float = 10.0, encoders: bool = True
     ) -> None:
@@ -176,14 +185,15 @@ class GeometryMotionVAE(nn.Module):
                 source["conv_in.weight"] = source["conv_in.weight"].repeat(1, 2, 1, 1)
             getattr(self, suffix_module).load_state_dict(source)
         if self.fusion == "offset":  # an offset starts at zero, so that the geometry decoder starts undisturbed
-            self.quant_conv_2.weight.zero_()
-            self.quant_conv_2.bias.zero_()
+            state = {key: torch.zeros_like(value) for key, value in self.quant_conv_2.state_dict().items()}
+            state["bias"][self.latent_channels :] = -10.0  # log variance: its samples are (almost) zero too
+            self.quant_conv_2.load_state_dict(state)
 
 
 class VideoUNet(UNetSpatioTemporalConditionModel):
     """SVD's U-Net with one image token per frame and a time embedding in float32 (spec 1.5)."""
 
-    def forward(
+    def forward(  # type: ignore[override]  # returns the tensor itself, and takes a token per frame
         self,
         sample: Float[Tensor, "B T C h w"],
         timestep: Tensor | float,
@@ -223,7 +233,7 @@ class VideoUNet(UNetSpatioTemporalConditionModel):
         x = self.mid_block(hidden_states=x, **common, **tokens)
         for block in self.up_blocks:
             extra = tokens if getattr(block, "has_cross_attention", False) else {}
-            count = len(block.resnets)
+            count = len(list(block.get_submodule("resnets").children()))
             x = block(hidden_states=x, res_hidden_states_tuple=skips[-count:], **common, **extra)
             skips = skips[:-count]
 

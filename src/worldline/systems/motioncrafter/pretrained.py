@@ -188,13 +188,12 @@ def read_config(described: Described, paradigm: Paradigm) -> MotionCrafterConfig
     unet_folder = UNET_FOLDERS[paradigm]
     unet_keys = {key: shape or () for key, shape in described.tables[unet_folder].items()}
     vae_keys = {key: shape or () for key, shape in described.tables[VAE_FOLDER].items()}
-    vision = described.configs["image_encoder"]
     vae = _autoencoder(described.configs[VAE_FOLDER])
     config = MotionCrafterConfig(
         vae=vae,
         rgb_vae=_autoencoder(described.configs["vae"]),
         unet=_unet(described.configs[unet_folder]),
-        image_encoder=ImageEncoderConfig(**{k: vision[k] for k in vars(ImageEncoderConfig()) if k in vision}),
+        image_encoder=ImageEncoderConfig(**_known(ImageEncoderConfig(), described.configs["image_encoder"])),
         fusion=_fusion(vae_keys, unet_keys, vae.latent_channels),
         paradigm=paradigm,
         scaling_factor=described.configs[VAE_FOLDER].get("scaling_factor", MotionCrafterConfig().scaling_factor),
@@ -220,13 +219,17 @@ def differences(described: Described, config: MotionCrafterConfig) -> dict[str, 
 
 
 def _autoencoder(values: Mapping[str, Any]) -> AutoencoderConfig:
-    known = {key: values[key] for key in vars(AutoencoderConfig()) if values.get(key) is not None}
-    return AutoencoderConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in known.items()})
+    return AutoencoderConfig(**_known(AutoencoderConfig(), values))
 
 
 def _unet(values: Mapping[str, Any]) -> UNetConfig:
-    known = {key: values[key] for key in vars(UNetConfig()) if values.get(key) is not None}
-    return UNetConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in known.items()})
+    return UNetConfig(**_known(UNetConfig(), values))
+
+
+def _known(default: AutoencoderConfig | UNetConfig | ImageEncoderConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration that a config.json gives; it has many more, which follow from these."""
+    known = {name: values[name] for name in vars(default) if values.get(name) is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
 
 
 def _fusion(vae: tensors.Shapes, unet: tensors.Shapes, latent: int) -> Fusion:

@@ -120,7 +120,8 @@ def fill_invalid(
     levels = [(known, mask)]
     while min(levels[-1][0].shape[-2:]) > 1:
         size = tuple(side // 2 for side in levels[-1][0].shape[-2:])
-        levels.append(tuple(F.interpolate(level, size, mode="area") for level in levels[-1]))
+        finer, weights = levels[-1]
+        levels.append((F.interpolate(finer, size, mode="area"), F.interpolate(weights, size, mode="area")))
     top, top_mask = levels[-1]
     filled = top.sum((-2, -1), keepdim=True) / top_mask.sum((-2, -1), keepdim=True).clamp(min=1e-8)
     for level, weight in reversed(levels):

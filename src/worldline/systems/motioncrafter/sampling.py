@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from jaxtyping import Float
 from torch import Tensor
 
@@ -53,7 +53,7 @@ def sample(
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(latent, timestep)
         output = network(torch.cat([scaled, condition.to(scaled.dtype)], dim=2), timestep)
-        latent = scheduler.step(output.float(), timestep, latent).prev_sample
+        (latent, *_) = scheduler.step(output.float(), timestep, latent, return_dict=False)
     return latent
 
 

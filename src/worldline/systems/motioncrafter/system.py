@@ -18,7 +18,7 @@ from worldline.systems.system import Loading, Options
 MINI_CHECKPOINT = Path(__file__).with_name("mini.safetensors")
 """The embedded checkpoint; its JSON lies beside it."""
 
-MINI_MAX_PIXELS = 160 * 256
+MINI_MAX_PIXELS = 96 * 160
 """Larger frames are shrunk to this for the small networks, which have only seen small pictures."""
 
 OFFLOAD_BELOW_BYTES = 12 * 1024**3
