@@ -1,0 +1,91 @@
+"""Video frames -> what the networks read, and maps back to the video's pixels; padded, never stretched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from worldline.scene import Video
+from worldline.systems.geo4d.vae import Geo4DVae
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How frames of a video fit into the networks: shrunk to `inner`, then padded to multiples; undone by the readers.
+
+    Padding is half on each side with the edges repeated, so that the centre of the picture, where the optical axis is
+    expected, stays its centre.
+
+    Attributes:
+        size: (H, W) of the video.
+        inner: (h, w) the frames are shrunk to; same aspect, never enlarged.
+        outer: (h, w) with padding.
+    """
+
+    size: tuple[int, int]
+    inner: tuple[int, int]
+    outer: tuple[int, int]
+
+    @staticmethod
+    def of(size: tuple[int, int], multiple: int, max_pixels: int | None = None) -> Fit:
+        """For a video of (H, W), sides in multiples of `multiple`, at most `max_pixels` before padding."""
+        inner = size
+        if max_pixels is not None and size[0] * size[1] > max_pixels:
+            ratio = (max_pixels / (size[0] * size[1])) ** 0.5
+            inner = (max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio)))
+        outer = (inner[0] + -inner[0] % multiple, inner[1] + -inner[1] % multiple)
+        return Fit(size=size, inner=inner, outer=outer)
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Row and column of the first real pixel."""
+        return (self.outer[0] - self.inner[0]) // 2, (self.outer[1] - self.inner[1]) // 2
+
+    def pictures(self, rgb: Float[Tensor, "N H W 3"]) -> Float[Tensor, "N 3 h w"]:
+        """Frames in [0, 1] as pictures in [-1, 1]."""
+        pictures = rgb.movedim(-1, 1)
+        if self.inner != self.size:
+            shrunk = F.interpolate(pictures, self.inner, mode="bicubic", align_corners=False, antialias=True)
+            pictures = shrunk.clamp(0, 1)
+        top, left = self.corner
+        bottom, right = self.outer[0] - self.inner[0] - top, self.outer[1] - self.inner[1] - left
+        return F.pad(pictures * 2 - 1, (left, right, top, bottom), mode="replicate")
+
+    def crop(self, maps: Float[Tensor, "N C h w"]) -> Float[Tensor, "N C h2 w2"]:
+        """The real pixels of padded maps; maps decoded at reduced size are first brought to the padded size."""
+        if tuple(maps.shape[-2:]) != self.outer:
+            maps = F.interpolate(maps, self.outer, mode="bilinear", align_corners=False)
+        top, left = self.corner
+        return maps[..., top : top + self.inner[0], left : left + self.inner[1]]
+
+    def smooth(self, maps: Float[Tensor, "N C h w"]) -> Float[Tensor, "N C H W"]:
+        """Cropped maps without edges (rays) at the video's size."""
+        if self.inner == self.size:
+            return maps
+        return F.interpolate(maps, self.size, mode="bilinear", align_corners=False)
+
+
+class FrameLatents:
+    """Latents of the frames of a video, each encoded once although windows overlap; old ones are forgotten."""
+
+    def __init__(self, video: Video, fit: Fit, vae: Geo4DVae, device: torch.device, chunk: int) -> None:
+        self._video, self._fit, self._vae, self._device, self._chunk = video, fit, vae, device, chunk
+        self._known: dict[int, Tensor] = {}
+
+    @torch.inference_mode()
+    def of(self, frames: Sequence[int]) -> Float[Tensor, "T Z h w"]:
+        """Posterior means of some frames, unscaled, on the networks' device; frames before them are not asked again."""
+        self._known = {index: latent for index, latent in self._known.items() if index >= min(frames)}
+        missing = sorted(set(frames) - set(self._known))
+        dtype = next(self._vae.parameters()).dtype
+        for start in range(0, len(missing), self._chunk):
+            part = missing[start : start + self._chunk]
+            pictures = self._fit.pictures(self._video.select(part).rgb().to(self._device))
+            latents = self._vae.encode(pictures.to(dtype)).mode().float()
+            self._known.update(zip(part, latents, strict=True))
+        return torch.stack([self._known[index] for index in frames])
