@@ -139,7 +139,7 @@ def mini(*, seed: int = 7, paradigm: Paradigm = "deterministic") -> Recipe:
     )
     unet = TrainConfig(
         name="unet",
-        steps=2400,
+        steps=1700,
         batch_size=8,
         learning_rate=2e-3,
         warmup_steps=80,

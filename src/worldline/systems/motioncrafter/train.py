@@ -30,6 +30,9 @@ Source = Callable[[Stage, MotionCrafter, str], Batches]
 MEASURED_BATCHES = 4
 """Batches from which the scale of the latents is measured."""
 
+LEAST_VALID = 0.02
+"""Share of a clip's pixels that must show a surface for it to be trained on."""
+
 TRAINING_ONLY = ("vae.encoder", "vae.quant_conv")
 """Prefixes of parameters that inference never reads."""
 
@@ -138,21 +141,30 @@ def synthetic(stage: Stage, model: MotionCrafter, device: str) -> Batches:
 
 
 def to_clips(rendered: Any, chosen: list[int], normalization: Literal["mean", "max"] = "mean") -> Clips:
-    """The chosen frames of rendered truth as training clips; scene flow runs from each chosen frame to the next."""
+    """The chosen frames of rendered truth as training clips; scene flow runs from each chosen frame to the next.
+
+    Clips that see almost nothing but sky are left out.
+
+    Raises:
+        ValueError: no clip is left.
+    """
     flow, flow_valid = rendered.scene_flow, rendered.flow_valid
     if chosen != list(range(rendered.rgb.shape[1])):
         whole = (rendered.points, flow, flow_valid, rendered.intrinsics, rendered.cam2world)
         pairs = [clip_flow(*clip, chosen) for clip in zip(*whole, strict=True)]
         flow, flow_valid = (torch.stack(pieces) for pieces in zip(*pairs, strict=True))
+    kept = rendered.valid[:, chosen].flatten(1).float().mean(1) > LEAST_VALID
+    if not bool(kept.any()):
+        raise ValueError("No clip of this batch sees anything but sky; render other scenes or larger batches.")
     channels = to_channels(
-        rendered.points[:, chosen],
-        rendered.valid[:, chosen],
-        rendered.cam2world[:, chosen],
-        flow,
-        flow_valid,
+        rendered.points[:, chosen][kept],
+        rendered.valid[:, chosen][kept],
+        rendered.cam2world[:, chosen][kept],
+        flow[kept],
+        flow_valid[kept],
         normalization=normalization,
     )
-    return clips_of(rendered.rgb[:, chosen], channels)
+    return clips_of(rendered.rgb[:, chosen][kept], channels)
 
 
 def export(model: MotionCrafter, path: Path, card: Mapping[str, Any]) -> Path:
