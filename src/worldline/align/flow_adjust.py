@@ -5,6 +5,7 @@ to K other frames. With world-to-camera poses T_i, R_ij = R_j R_i^T, t_ij = t_j 
 
     sum_ijn  w sigma^2/2 e/(1+e),   e = |pi_j(p) - u_j|^2 / sigma^2                      (Geman-McClure)
   + sum_in   w_r s_r^2/2 e/(1+e),   e = (log r - log r_prior - a_i)^2 / s_r^2            (optional depth prior)
+  + w_f/2 (log focal - log usual focal)^2                                                (optional focal prior)
 
 over poses (left perturbations, first one fixed), one factor g = log(focal / given focal), all r, and one scale a_i per
 frame of the prior. Points are eliminated one by one by `worldline.align.schur`; the camera system is banded when the
@@ -108,6 +109,7 @@ class FlowProblem:
         fixed: [T] bool, frames whose pose is known (always at least one).
         fix_translation: solve for rotations only.
         prior: depth prior, or None.
+        focal_prior: (usual focal in pixels, px^2 per unit of squared log ratio to it), or None.
         banded: use the banded solver.
     """
 
@@ -117,6 +119,7 @@ class FlowProblem:
     fixed: np.ndarray
     fix_translation: bool = False
     prior: DepthPrior | None = None
+    focal_prior: tuple[float, float] | None = None
     banded: bool = False
 
     @property
@@ -126,9 +129,8 @@ class FlowProblem:
         free = np.tile(~self.fixed[:, None], (1, POSE))
         free[:, :3] &= not self.fix_translation
         free[:, 6] = self.prior is not None
-        reach = int(
-            np.abs(np.where(self.matches.target >= 0, self.matches.target - np.arange(frames)[:, None], 0)).max()
-        )
+        gap = np.abs(self.matches.target - np.arange(frames)[:, None])
+        reach = int(gap[self.matches.target >= 0].max(initial=0))
         bandwidth = POSE * (2 * reach + 1) if self.banded else None
         fixed = torch.from_numpy(~np.append(free.ravel(), self.free_focal))
         return Layout(size=POSE * frames + 1, border=1, bandwidth=bandwidth, fixed=fixed)
@@ -144,8 +146,18 @@ class FlowProblem:
             cost += _add_prior(state, self.prior, H, g, E, h, b)
         columns = torch.from_numpy(_columns(target))
         E, h, b = torch.from_numpy(E), torch.from_numpy(h), torch.from_numpy(b)
-        camera = CameraBlock(columns=columns, H=torch.from_numpy(H), g=torch.from_numpy(g))
-        return Normal(cost=float(cost), cameras=[camera], points=[PointBlock(columns=columns, E=E, h=h, b=b)])
+        cameras = [CameraBlock(columns=columns, H=torch.from_numpy(H), g=torch.from_numpy(g))]
+        if self.focal_prior is not None:
+            ratio, weight = self._focal_ratio(state), self.focal_prior[1]
+            cost += weight / 2 * ratio**2
+            one = torch.ones(1, 1, dtype=torch.float64)
+            last = torch.tensor([[POSE * len(target)]])
+            cameras.append(CameraBlock(columns=last, H=weight * one[None], g=weight * ratio * one))
+        return Normal(cost=float(cost), cameras=cameras, points=[PointBlock(columns=columns, E=E, h=h, b=b)])
+
+    def _focal_ratio(self, state: FlowState) -> float:
+        assert self.focal_prior is not None
+        return float(np.log(state.intrinsics[:, 0].mean() / self.focal_prior[0]))
 
     def cost(self, state: FlowState) -> float:
         """The robust cost."""
@@ -154,6 +166,8 @@ class FlowProblem:
         if self.prior is not None:
             error, _ = _prior_error(state, self.prior)
             cost += float(np.sum(self.prior.weight * self.prior.sigma**2 / 2 * error / (1 + error)))
+        if self.focal_prior is not None:
+            cost += self.focal_prior[1] / 2 * self._focal_ratio(state) ** 2
         return float(cost)
 
     def retract(self, state: FlowState, dx: Tensor, dd: list[Tensor]) -> FlowState:
@@ -176,6 +190,12 @@ def adjust(problem: FlowProblem, state: FlowState, iterations: int) -> tuple[Flo
     """Bundle adjustment: the state of least cost found, and its cost per unit of match weight (in sigma^2/2)."""
     result = minimise(problem, state, LMConfig(iterations=iterations, tolerance=1e-4))
     return result.state, relative_cost(problem, result.cost)
+
+
+def reprojection_errors(matches: Matches, state: FlowState) -> np.ndarray:
+    """Distance in pixels, [T, K, N] float32, between every match and where its point is seen; NaN without a match."""
+    m = matches
+    return _errors(state.w2c, state.intrinsics, state.r, m.pixels, m.target, m.goal, m.weight)
 
 
 def relative_cost(problem: FlowProblem, cost: float) -> float:
@@ -280,6 +300,30 @@ def _cost(w2c, intrinsics, r, pixels, target, goal, weight, sigma):
                 e = (ex * ex + ey * ey) / (sigma * sigma)
                 total += w * sigma * sigma / 2 * e / (1 + e)
     return total
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _errors(w2c, intrinsics, r, pixels, target, goal, weight):
+    errors = np.full(weight.shape, np.nan, np.float32)
+    for i in range(target.shape[0]):
+        for k in range(target.shape[1]):
+            j = target[i, k]
+            if j < 0:
+                continue
+            R, t = relative_pose(w2c[i], w2c[j])
+            for n in range(pixels.shape[1]):
+                if weight[i, k, n] <= 0:
+                    continue
+                x = (pixels[i, n, 0] - intrinsics[i, 2]) / intrinsics[i, 0]
+                y = (pixels[i, n, 1] - intrinsics[i, 3]) / intrinsics[i, 1]
+                pz = max(R[2, 0] * x + R[2, 1] * y + R[2, 2] + r[i, n] * t[2], 1e-3)
+                px = (R[0, 0] * x + R[0, 1] * y + R[0, 2] + r[i, n] * t[0]) / pz
+                py = (R[1, 0] * x + R[1, 1] * y + R[1, 2] + r[i, n] * t[1]) / pz
+                ex = intrinsics[j, 0] * px + intrinsics[j, 2] - goal[i, k, n, 0]
+                ey = intrinsics[j, 1] * py + intrinsics[j, 3] - goal[i, k, n, 1]
+                errors[i, k, n] = np.sqrt(ex * ex + ey * ey)
+    return errors
 
 
 @njit(cache=True, nogil=True)

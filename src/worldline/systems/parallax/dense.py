@@ -99,6 +99,10 @@ def dense_depth(
         r[t], c[t] = seen.r, trust_in(seen, texture(gray[t]), config)
 
     def propagate(t: int, weights: EdgeWeights) -> Filled:
+        filled = spread(t, weights)
+        return Filled(value=np.maximum(filled.value, R_MIN), confidence=filled.confidence)
+
+    def spread(t: int, weights: EdgeWeights) -> Filled:
         if not see_depth:
             flat = np.ones((height, width), np.float32) if prior is None else prior[t]
             return Filled(value=flat, confidence=np.zeros((height, width), np.float32))

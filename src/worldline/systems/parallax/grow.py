@@ -8,6 +8,7 @@ import numpy as np
 
 from worldline.align.flow_adjust import R_MIN, FlowProblem, FlowState, Matches, adjust
 from worldline.systems.parallax.epipolar import TwoView, relative_pose_of
+from worldline.systems.parallax.resect import resect
 from worldline.systems.parallax.triangulate import triangulate_host
 
 ADJUST_EVERY = 6  # frames registered between two small bundle adjustments
@@ -84,7 +85,8 @@ def adjust_near(
     part = FlowState(
         w2c=state.w2c[frames], intrinsics=state.intrinsics[frames], r=state.r[frames], log_scale=state.log_scale[frames]
     )
-    problem = FlowProblem(matches=matches.restrict(frames), sigma_px=sigma_px, free_focal=False, fixed=fixed)
+    part_matches = matches.restrict(frames)
+    problem = FlowProblem(matches=part_matches, sigma_px=sigma_px, free_focal=False, fixed=fixed, banded=True)
     part, _ = adjust(problem, part, iterations)
     w2c, r = state.w2c.copy(), state.r.copy()
     w2c[frames], r[frames] = part.w2c, part.r
@@ -93,24 +95,19 @@ def adjust_near(
 
 
 def locate(matches: Matches, state: FlowState, registered: np.ndarray, frame: int) -> np.ndarray | None:
-    """World-to-camera pose [4, 4] of a new frame by PnP RANSAC (2 px) on the registered frames' points, or None."""
-    import cv2
+    """World-to-camera pose [4, 4] of a new frame from the points of the registered frames that look at it, or None."""
+    points, pixels, weight = _known_points(matches, state, registered, frame)
+    return resect(points, pixels, weight, state.intrinsics[frame], _likely_poses(state.w2c, registered, frame))
 
-    points, pixels = _known_points(matches, state, registered, frame)
-    if len(points) < 12:
-        return None
-    fx, fy, cx, cy = state.intrinsics[frame]
-    K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-    found, rotation, translation, inliers = cv2.solvePnPRansac(
-        points, pixels, K, None, iterationsCount=60, reprojectionError=2.0, confidence=0.999, flags=cv2.SOLVEPNP_SQPNP
-    )
-    if not found or inliers is None or len(inliers) < max(12, 0.2 * len(points)):
-        return None
-    inliers = inliers[:, 0]
-    rotation, translation = cv2.solvePnPRefineLM(points[inliers], pixels[inliers], K, None, rotation, translation)
-    pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = cv2.Rodrigues(rotation)[0], translation[:, 0]
-    return pose if np.isfinite(pose).all() else None
+
+def _likely_poses(w2c: np.ndarray, registered: np.ndarray, frame: int) -> list[np.ndarray]:
+    """The nearest registered pose, and the one reached by going on as before."""
+    known = np.flatnonzero(registered)
+    near = known[np.argsort(np.abs(known - frame), kind="stable")]
+    guesses = [w2c[near[0]]]
+    if len(near) > 1 and abs(near[1] - near[0]) == abs(frame - near[0]):
+        guesses.append(w2c[near[0]] @ np.linalg.inv(w2c[near[1]]) @ w2c[near[0]])
+    return guesses
 
 
 def interpolate_missing(state: FlowState, registered: np.ndarray) -> FlowState:
@@ -136,11 +133,11 @@ def interpolate_missing(state: FlowState, registered: np.ndarray) -> FlowState:
 
 
 def _known_points(
-    matches: Matches, state: FlowState, registered: np.ndarray, frame: int, most: int = 700
-) -> tuple[np.ndarray, np.ndarray]:
-    """World points [M, 3] and their pixels [M, 2] in `frame`, from all registered hosts that look at it."""
+    matches: Matches, state: FlowState, registered: np.ndarray, frame: int, most: int = 800
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """World points [M, 3], their pixels [M, 2] in `frame` and weights [M], from registered hosts that look at it."""
     hosts, slots = np.nonzero((matches.target == frame) & registered[:, None])
-    points, pixels, weights = [], [], []
+    points, pixels, weights = [np.empty((0, 3))], [np.empty((0, 2))], [np.empty(0)]
     for i, k in zip(hosts, slots, strict=True):
         r, weight = state.r[i], matches.weight[i, k]
         good = (weight > 0.3) & (r > 20 * R_MIN)
@@ -150,13 +147,10 @@ def _known_points(
         R, t = state.w2c[i, :3, :3], state.w2c[i, :3, 3]
         points.append((camera - t) @ R)
         pixels.append(matches.goal[i, k][good].astype(np.float64))
-        weights.append(weight[good])
-    if not points:
-        return np.empty((0, 3)), np.empty((0, 2))
-    world, image, weight = np.concatenate(points), np.concatenate(pixels), np.concatenate(weights)
-    stride = max(1, len(world) // most)
-    chosen = np.sort(np.argsort(-weight, kind="stable")[: most * 2])[:: max(1, min(2, stride))]
-    return world[chosen], image[chosen]
+        weights.append(weight[good].astype(np.float64))
+    world, image, trust = np.concatenate(points), np.concatenate(pixels), np.concatenate(weights)
+    chosen = slice(None, None, max(1, len(world) // most))
+    return world[chosen], image[chosen], trust[chosen]
 
 
 def _next_frame(target: np.ndarray, sums: np.ndarray, registered: np.ndarray, failed: np.ndarray) -> int | None:

@@ -15,10 +15,11 @@ from torch import Tensor
 from worldline.align.config import Priors
 from worldline.align.flow_adjust import DepthPrior, FlowState, Matches
 from worldline.scene import Cameras, Progress, Provenance, Scene4D, Video, no_progress
-from worldline.systems.parallax.cameras import CameraConfig, CameraSolution, solve_cameras
+from worldline.systems.parallax.cameras import CameraConfig, Clip, solve_cameras
 from worldline.systems.parallax.dense import DenseConfig, DenseDepth, dense_depth
 from worldline.systems.parallax.flow import DisFlow, Flow, FlowConfig, compute_flows
 from worldline.systems.parallax.motion import scene_flow, world_points
+from worldline.systems.parallax.observability import CameraSolution
 from worldline.systems.parallax.representation import Arena, FlowPairs, take_matches
 from worldline.systems.system import Loading, Options
 
@@ -93,15 +94,18 @@ def infer(
         lambda: cached_cameras(
             cache,
             lambda: solve_cameras(
-                matches,
-                pairs.offsets,
-                intrinsics,
-                known_focal=known_focal,
-                longer_side=max(size),
-                static=priors.static_camera,
-                prior=None if inverse is None else grid_prior(inverse, matches, config.cameras.prior_weight),
-                config=config.cameras,
-                progress=progress,
+                Clip(
+                    matches=matches,
+                    offsets=pairs.offsets,
+                    intrinsics=intrinsics,
+                    known_focal=known_focal,
+                    longer_side=max(size),
+                    static=priors.static_camera,
+                    poses=given_poses(priors),
+                    prior=None if inverse is None else grid_prior(inverse, matches, config.cameras.prior_weight),
+                ),
+                config.cameras,
+                progress,
             ),
         ),
     )
@@ -204,6 +208,14 @@ def starting_intrinsics(
     return np.tile(np.array(values, np.float64), (count, 1)), False
 
 
+def given_poses(priors: Priors) -> np.ndarray | None:
+    """[T, 4, 4] world-to-camera poses when all are known, else None."""
+    known = priors.known_poses()
+    if priors.poses is None or known is None or not bool(known.all()):
+        return None
+    return np.linalg.inv(priors.poses.numpy(force=True).astype(np.float64))
+
+
 def inverse_prior(prior: Tensor, count: int, size: tuple[int, int]) -> np.ndarray:
     """[T, H, W] float32 inverse depth of a prior, every frame's median 1; 0 where unknown."""
     import cv2
@@ -277,7 +289,7 @@ def to_world(pairs: FlowPairs, state: FlowState, dense: DenseDepth, config: Para
     for t in range(count):
         points[t] = unit * world_points(dense.r[t], state, t)
         if t + 1 < count:
-            step, flow_valid[t] = scene_flow(dense.r, dense.moving, pairs, state, t, config.dense.motion)
+            step, flow_valid[t] = scene_flow(dense.r, dense.moving, pairs, state, t)
             flow[t] = unit * step
     cam2world = np.linalg.inv(state.w2c)
     cam2world[:, :3, 3] *= unit

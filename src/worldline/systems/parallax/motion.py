@@ -27,7 +27,6 @@ class MotionConfig:
         smallest: share of the frame below which a moving region is taken for noise.
         dilate_px: growth of the mask when static depth is refitted.
         contact_px: how far below a moving thing the ground is looked up.
-        still: scene flow below this share of depth is set to zero.
     """
 
     error_px: float = 1.5
@@ -39,7 +38,6 @@ class MotionConfig:
     smallest: float = 0.001
     dilate_px: int = 5
     contact_px: int = 3
-    still: float = 0.03
 
 
 def motion_score(
@@ -166,25 +164,36 @@ def steady(r: np.ndarray, moving: np.ndarray, pairs: FlowPairs, state: FlowState
 
 
 def scene_flow(
-    r: np.ndarray, moving: np.ndarray, pairs: FlowPairs, state: FlowState, t: int, config: MotionConfig
+    r: np.ndarray, moving: np.ndarray, pairs: FlowPairs, state: FlowState, t: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """World displacement [H, W, 3] from frame `t` to `t + 1`, and where it is known [H, W] bool.
 
-    Static pixels do not move. Moving ones go from their point to the point their flow leads to (spec 1.12).
+    Static pixels do not move. Moving ones go to the point of the ray their flow leads to that is nearest to where they
+    were: what a single camera sees of a motion. (Its part along the ray would be a difference of two uncertain depths.)
     """
     flow, trust = pairs.read(t, 1)
-    here, there = world_points(r[t], state, t), world_points(r[t + 1], state, t + 1)
-    landed = np.stack([lookup(there[..., axis], flow) for axis in range(3)], -1)
-    step = landed - here
+    here = world_points(r[t], state, t)
+    step = _to_ray(here, flow, state, t + 1)
     known = moving[t] & (trust > 0.3) & (lookup(moving[t + 1].astype(np.float32), flow) > 0.5)
     weight = np.where(known, trust, 0).astype(np.float32)[..., None]
     flat = EdgeWeights(right=np.ones(flow.shape[:2], np.float32), down=np.ones(flow.shape[:2], np.float32))
     smoothed = smooth(np.concatenate([weight * step, weight], -1).astype(np.float32), flat, 8.0)
     step = smoothed[..., :3] / np.maximum(smoothed[..., 3:], 1e-6)
-    small = np.linalg.norm(step, axis=-1) < config.still / np.maximum(r[t], 1e-6)
-    still = ~moving[t] | (small & known)
-    step[still] = 0
-    return step.astype(np.float32), still | (moving[t] & (smoothed[..., 3] > 0.05))
+    step[~moving[t]] = 0
+    return step.astype(np.float32), ~moving[t] | (smoothed[..., 3] > 0.05)
+
+
+def _to_ray(points: np.ndarray, flow: np.ndarray, state: FlowState, t: int) -> np.ndarray:
+    """Shortest way [H, W, 3] from world points to the rays of frame `t` through where `flow` leads."""
+    height, width = points.shape[:2]
+    fx, fy, cx, cy = state.intrinsics[t]
+    x = (np.arange(width) + flow[..., 0] - cx) / fx
+    y = (np.arange(height)[:, None] + flow[..., 1] - cy) / fy
+    c2w = np.linalg.inv(state.w2c[t])
+    ray = np.stack([x, y, np.ones_like(x)], -1) @ c2w[:3, :3].T
+    ray /= np.linalg.norm(ray, axis=-1, keepdims=True)
+    from_centre = points - c2w[:3, 3]
+    return (from_centre * ray).sum(-1, keepdims=True) * ray - from_centre
 
 
 def world_points(r: np.ndarray, state: FlowState, t: int) -> np.ndarray:

@@ -6,7 +6,7 @@ flow's noise floor there is no translation to see, hence no depth.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -73,31 +73,30 @@ def measure(matches: Matches, intrinsics: np.ndarray, rounds: int = 8) -> Parall
 
 def classify(parallax: Parallax, offsets: tuple[int, ...], floor_px: float) -> CameraKind:
     """What the camera does: "static" (the image rests), "rotation_only" (no parallax at any gap), else "full"."""
-    motion, seen = parallax.by_gap(offsets, "motion_px"), parallax.by_gap(offsets)
-    if not any(value > floor_px for value in motion.values()):
+    if not any(value > floor_px for value in parallax.by_gap(offsets, "motion_px").values()):
         return "static"
-    return "full" if any(value > floor_px for value in seen.values()) else "rotation_only"
+    return "full" if any(value > floor_px for value in parallax.by_gap(offsets).values()) else "rotation_only"
 
 
-def rotation_focal(matches: Matches, intrinsics: np.ndarray, factors: np.ndarray) -> tuple[float, np.ndarray]:
-    """Focal factor under which pure rotations explain the flow best, and the mean parallax (px) of every factor.
+def still(parallax: Parallax, offsets: tuple[int, ...], floor_px: float) -> bool:
+    """Whether rotations explain next to nothing of the flow: what there is, is noise."""
+    motion, left = parallax.by_gap(offsets, "motion_px"), parallax.by_gap(offsets)
+    return all(not value > max(floor_px, 1.5 * left[gap]) for gap, value in motion.items())
+
+
+def rotation_focal(matches: Matches, intrinsics: np.ndarray, factors: np.ndarray) -> float:
+    """Focal factor under which pure rotations explain the flow best.
 
     A rotating camera shows its focal length: the homographies K R K^-1 of the true one are the only rotations.
     """
     chosen = np.unique(np.linspace(0, len(matches) - 1, 24).astype(int))
-    sums = []
+    others = ~np.isin(np.arange(len(matches)), chosen)
+    some = replace(matches, target=np.where(others[:, None], -1, matches.target))
+    curve = []
     for factor in factors:
-        scaled = intrinsics.copy()
-        scaled[:, :2] *= factor
-        some = Matches(
-            pixels=matches.pixels,
-            target=np.where(np.isin(np.arange(len(matches)), chosen)[:, None], matches.target, -1),
-            goal=matches.goal,
-            weight=matches.weight,
-        )
-        sums.append(float(np.nanmean(measure(some, scaled, rounds=4).parallax_px)))
-    curve = np.asarray(sums)
-    return float(factors[int(np.argmin(curve))]), curve
+        left = measure(some, intrinsics * np.array([factor, factor, 1, 1]), rounds=4).parallax_px
+        curve.append(float(np.nanmean(left)) if np.isfinite(left).any() else 0.0)
+    return float(factors[int(np.argmin(curve))])
 
 
 def rays(pixels: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:

@@ -1,0 +1,110 @@
+"""What the flow could and could not tell: translation, focal length; the report and its warnings (spec 1.3, 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from worldline.align.flow_adjust import FlowProblem, FlowState, Matches, focal_variance, reprojection_errors
+from worldline.systems.parallax.statistic import CameraKind, Parallax, measure
+
+FocalKind = Literal["given", "estimated", "not_observable"]
+CORRELATED = 50.0
+"""Neighbouring matches and overlapping gaps share their errors: so many count as one (calibrated on clips with truth)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraSolution:
+    """Cameras and what is known about them.
+
+    Attributes:
+        state: poses (world-to-camera), intrinsics, inverse depth of the grid points.
+        kind: "full", "rotation_only" (translations are zero) or "static".
+        focal: where the focal length comes from.
+        registered: [T] bool, False where the pose is interpolated.
+        posed: the poses were given, world and scale are theirs; else world = first camera, median inverse depth 1.
+        report: numbers for the provenance.
+        warnings: sentences for the user.
+    """
+
+    state: FlowState
+    kind: CameraKind
+    focal: FocalKind
+    registered: np.ndarray
+    posed: bool = False
+    report: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def unexplained(matches: Matches, state: FlowState, offsets: tuple[int, ...]) -> float:
+    """Median flow residual of the reconstruction over that of pure rotations, at the gap where it is least.
+
+    Parallax is explained by translation and depth (about 0.1); what is noise remains (above 0.5) although every point
+    has a depth to fit it with. 1 when there is nothing to compare.
+    """
+    errors = reprojection_errors(matches, state)
+    errors[matches.weight < 0.2] = np.nan
+    rotating = measure(matches, state.intrinsics).parallax_px
+    shares = [1.0]
+    for gap in {abs(offset) for offset in offsets}:
+        slots = [k for k, offset in enumerate(offsets) if abs(offset) == gap]
+        values, rotation = errors[:, slots], rotating[:, slots]
+        if np.isfinite(values).any() and np.isfinite(rotation).any():
+            shares.append(float(np.nanmedian(values) / max(float(np.nanmedian(rotation)), 1e-6)))
+    return min(shares)
+
+
+def focal_deviation(problem: FlowProblem, state: FlowState) -> float:
+    """Standard deviation of log focal from the curvature of the cost, without any prior on it; inf if there is none."""
+    problem = replace(problem, focal_prior=None)
+    errors = reprojection_errors(problem.matches, state)
+    used = (problem.matches.weight > 0.2) & np.isfinite(errors) & (errors < 3 * problem.sigma_px)
+    if used.sum() < 50:
+        return float("inf")
+    noise = float(np.mean(errors[used] ** 2)) / 2
+    return float(np.sqrt(focal_variance(problem, state) * noise * CORRELATED))
+
+
+def focal_kind(known: bool, deviation: float, limit: float) -> FocalKind:
+    """How the focal length came about; "not_observable" where its deviation in log is above `limit`."""
+    if known:
+        return "given"
+    return "estimated" if deviation < limit else "not_observable"
+
+
+def describe(
+    solution: CameraSolution,
+    parallax: Parallax,
+    offsets: tuple[int, ...],
+    low_px: float,
+    numbers: Mapping[str, float | None],
+) -> CameraSolution:
+    """The solution with its report and warnings filled in."""
+    by_gap = {gap: value for gap, value in parallax.by_gap(offsets).items() if np.isfinite(value)}
+    fx, fy = solution.state.intrinsics[0, :2]
+    report: dict[str, Any] = {
+        "parallax_px": {str(gap): round(value, 3) for gap, value in by_gap.items()},
+        "camera": solution.kind,
+        "focal": solution.focal,
+        "focal_px": None if solution.focal == "not_observable" else round(float(np.sqrt(fx * fy)), 3),
+        "registered": int(solution.registered.sum()),
+    }
+    for name, value in numbers.items():
+        report[name] = round(value, 4) if value is not None and np.isfinite(value) else None
+    warnings = list(solution.warnings)
+    if solution.kind != "full":
+        what = "does not move" if solution.kind == "static" else "only rotates, as far as the image motion shows"
+        warnings.append(
+            f"The camera {what}: depth cannot be seen from parallax and is unknown unless a prior gives it."
+        )
+    elif max(by_gap.values(), default=0.0) < low_px:
+        warnings.append("There is hardly any parallax: depth and translation are of low confidence.")
+    if solution.focal == "not_observable":
+        warnings.append("The focal length cannot be seen in this motion; the one used is a guess: give it if you can.")
+    missing = int((~solution.registered).sum())
+    if missing:
+        warnings.append(f"{missing} of {len(solution.registered)} cameras could not be found and are interpolated.")
+    return replace(solution, report=report, warnings=tuple(warnings))
