@@ -163,7 +163,7 @@ def show(means: Sequence[Mean]) -> None:
     if not console.is_terminal:
         console = Console(width=200)
     for name in dict.fromkeys(mean.protocol for mean in means):
-        header, lines = tables.by_metric([mean for mean in means if mean.protocol == name])
+        header, lines = tables.grid([mean for mean in means if mean.protocol == name], tables.short_cell)
         table = Table(title=name, title_justify="left")
         for index, column in enumerate(header):
             table.add_column(column, justify="right" if index else "left", overflow="fold")

@@ -53,8 +53,8 @@ def html_page(
 def _intro() -> str:
     return (
         "<p class='note'>Numbers are means over the sequences that could be scored, n/N says how many those are; in "
-        "brackets the 95 % bootstrap interval over sequences. Failed rows are shown, never dropped. Rows in grey have "
-        "not looked at the video. A row with true poses shows what is left when camera errors are taken out.</p>"
+        "brackets the 95 % bootstrap interval over sequences. Failed rows are shown, never dropped. What is in grey "
+        "has not looked at the video. A row with true poses shows what is left when camera errors are taken out.</p>"
     )
 
 
@@ -70,9 +70,10 @@ def _kind(system: str) -> str:
 
 def _table(means: Sequence[Mean]) -> str:
     header, lines = grid(means)
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    head = "".join(f"<th{_kind(name)}>{escape(name)}</th>" for name in header)
     rows = "".join(
-        f"<tr{_kind(line[0])}>" + "".join(f"<td>{escape(entry)}</td>" for entry in line) + "</tr>" for line in lines
+        "<tr>" + "".join(f"<td{_kind(n)}>{escape(entry)}</td>" for n, entry in zip(header, line, strict=True)) + "</tr>"
+        for line in lines
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 

@@ -46,7 +46,7 @@ _HAS: dict[Need, Callable[[Scene4D], bool]] = {
     "three_frames": lambda truth: len(truth) >= 3,
     "scene_flow": lambda truth: truth.flow_valid is not None and bool(truth.flow_valid[:-1].any()),
     "motion": lambda truth: bool(_moves(truth).any()),
-    "static": lambda truth: _HAS["scene_flow"](truth) and bool((truth.flow_valid & ~_moves(truth)).any()),
+    "static": lambda truth: truth.flow_valid is not None and bool((truth.flow_valid & ~_moves(truth))[:-1].any()),
     "tracks": lambda truth: "tracks" in truth.extras and truth.cameras is not None,
 }
 

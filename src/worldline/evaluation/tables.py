@@ -29,32 +29,25 @@ def cell(mean: Mean) -> str:
     return text if mean.scored == mean.total else f"{text} ({mean.scored}/{mean.total})"
 
 
+def short_cell(mean: Mean) -> str:
+    """The mean, and n/N when a sequence failed."""
+    return number(mean.value) + ("" if mean.scored == mean.total else f" ({mean.scored}/{mean.total})")
+
+
 def grid(means: Sequence[Mean], show: Callable[[Mean], str] = cell) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of one protocol's table: a line per system, a column per metric and alignment."""
-    columns = list(dict.fromkeys((mean.metric, mean.alignment) for mean in means))
+    """Header and lines of one protocol's table: a line per metric and alignment, a column per system.
+
+    The second column is N, the number of sequences whose truth allows the metric.
+    """
+    metrics = list(dict.fromkeys((mean.metric, mean.alignment) for mean in means))
     systems = list(dict.fromkeys(mean.system for mean in means))
     found = {(mean.system, mean.metric, mean.alignment): mean for mean in means}
     lines = []
-    for system in systems:
-        entries = [found.get((system, *column)) for column in columns]
-        totals = [entry for entry in entries if entry is not None]
-        scored = f"{min(e.scored for e in totals)}/{max(e.total for e in totals)}" if totals else ""
-        lines.append([system, scored, *("" if entry is None else show(entry) for entry in entries)])
-    return ["system", "n/N", *(heading(*column) for column in columns)], lines
-
-
-def by_metric(means: Sequence[Mean]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of one protocol's table for a terminal: a line per metric, a column per system, no intervals."""
-
-    def short(mean: Mean) -> str:
-        return number(mean.value) + ("" if mean.scored == mean.total else f" ({mean.scored}/{mean.total})")
-
-    header, lines = grid(means, short)
-    columns = [line[:1] + line[2:] for line in lines]
-    names = [header[0], *header[2:]]
-    return ["", *(column[0] for column in columns)], [
-        [name, *(column[index] for column in columns)] for index, name in enumerate(names) if index
-    ]
+    for metric in metrics:
+        entries = [found.get((system, *metric)) for system in systems]
+        total = max(entry.total for entry in entries if entry is not None)
+        lines.append([heading(*metric), str(total), *("" if entry is None else show(entry) for entry in entries)])
+    return ["metric (alignment)", "N", *systems], lines
 
 
 def heading(metric: str, alignment: str) -> str:
