@@ -169,6 +169,36 @@ def test_config_survives_json_and_refuses_unknown_keys():
         MotionCrafterConfig.from_dict({**config.to_dict(), "depth": 3})
 
 
+def test_fault_constructor_downloads_weights(monkeypatch):
+    """Upstream's VAE fetches Stable Diffusion when it is built, even to overwrite every weight of it."""
+    import socket
+
+    monkeypatch.setattr(socket, "socket", lambda *a, **k: pytest.fail("the network was asked"))
+    assert next(build(small()).parameters()).isfinite().all()
+
+
+def test_fault_default_is_the_denoiser():
+    """The paper's default is the deterministic pass; upstream's program runs the other one unless told."""
+    from worldline.systems.motioncrafter import pretrained
+
+    assert MotionCrafterConfig().paradigm == "deterministic"
+    assert "unet_determ" in pretrained.weights()[0].subfolders
+
+
+def test_fault_unet_time_embedding_in_half_precision(model):
+    """The sinusoid of time and of the time ids is computed in float32 whatever the network runs in."""
+    import copy
+
+    seen = []
+    half = copy.deepcopy(model.unet).to(torch.bfloat16)
+    half.time_proj.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    half.add_time_proj.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    with torch.inference_mode():
+        half(torch.randn(1, 1, 4, 8, 8), 1.6378, torch.randn(1, 1, 64), torch.tensor([TIME_IDS]))
+    assert [tensor.dtype for pair in seen for tensor in pair] == [torch.float32] * 4
+    assert torch.equal(seen[1][0], torch.tensor(TIME_IDS))
+
+
 # --- sampling
 
 
@@ -346,6 +376,26 @@ def test_gpu_agrees_with_cpu_and_offload_leaves_the_model_home(model, denoiser):
         here = mc.observe(network, frames(3), replace(settings, device=None))
         assert there.points.device.type == "cpu" and next(network.unet.parameters()).device.type == "cpu"
         torch.testing.assert_close(there.points, here.points, atol=2e-2, rtol=2e-2)
+
+
+def test_exported_checkpoint_loads_and_runs_as_a_system(model, tmp_path, monkeypatch):
+    from worldline.io.tensors import WeightsError
+    from worldline.systems.motioncrafter import system, train
+    from worldline.systems.system import Loading
+
+    path = train.export(model, tmp_path / "mine.safetensors", {"unreliable": ["scene_flow"]})
+    loading = Loading(device=torch.device("cpu"), weights=str(path))
+    loaded = system.load_mini(loading)
+    assert loaded.model.config == model.config and loaded.unreliable == ("scene_flow",)
+    assert len(loaded.weights_sha256) == 64
+    assert loaded.parameters == sum(parameter.numel() for parameter in model.parameters())
+    a, b = mc.observe(loaded.model, frames(2)), mc.observe(model, frames(2))
+    assert (a.points - b.points).abs().mean() < 0.01 * b.points.std()  # fp16 on disk
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(WeightsError, match="not the file that mine.json describes"):
+        system.load_mini(loading)
+    with pytest.raises(FileNotFoundError, match="no .*other.safetensors"):
+        system.load_mini(replace(loading, weights=str(tmp_path / "other.safetensors")))
 
 
 # --- windows

@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from worldline.io.atomic import atomic_file
+
+REMEMBER_ABOVE_BYTES = 64 * 1024**2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +39,25 @@ def cache_folder() -> Path:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file's content; remembered by size and time, so that gigabytes are read once."""
+    """Hash of a file's content; that of a big one is remembered by size and time, so that gigabytes are read once."""
     path = path.resolve()
+    if path.stat().st_size < REMEMBER_ABOVE_BYTES:
+        return _hash(path)
     stamp = [path.stat().st_size, path.stat().st_mtime_ns]
     ledger_path = cache_folder() / "hashes.json"
     ledger = _read_json(ledger_path)
     known = ledger.get(str(path))
     if known is not None and known[:2] == stamp:
         return known[2]
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    _write_json(ledger_path, {**_read_json(ledger_path), str(path): [*stamp, digest]})
+    digest = _hash(path)
+    with suppress(OSError):  # a home that cannot be written costs time, not the run
+        _write_json(ledger_path, {**_read_json(ledger_path), str(path): [*stamp, digest]})
     return digest
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def accepted(licence: Licence) -> bool:

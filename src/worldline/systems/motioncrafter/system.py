@@ -35,6 +35,8 @@ class MotionCrafterSystem:
         config: settings; window, overlap and seed of the caller's options come before them.
         weights_sha256: hash of the weights.
         unreliable: outputs that do not beat their trivial predictor.
+        runs: how often the denoising paradigm answers each window, with seeds one after the other; their spread is
+            the confidence.
     """
 
     name: str
@@ -42,6 +44,7 @@ class MotionCrafterSystem:
     config: InferConfig
     weights_sha256: str
     unreliable: tuple[str, ...] = ()
+    runs: int = 1
 
     @property
     def parameters(self) -> int:
@@ -50,7 +53,8 @@ class MotionCrafterSystem:
 
     def reconstruct(self, video: Video, options: Options) -> Scene4D:
         """One scene for the whole video, at the video's resolution."""
-        config = replace(self.config, window=options.window, overlap=options.overlap, seeds=(options.seed,))
+        seeds = tuple(range(options.seed, options.seed + self.runs))
+        config = replace(self.config, window=options.window, overlap=options.overlap, seeds=seeds)
         if options.window is not None and options.overlap is None:
             config = replace(config, overlap=min(self.model.config.overlap, max(options.window - 1, 0)))
         return infer(
@@ -82,11 +86,13 @@ def load_mini(loading: Loading) -> MotionCrafterSystem:
     )
 
 
-def load_published(loading: Loading, paradigm: Paradigm = "deterministic") -> MotionCrafterSystem:
+def load_published(
+    loading: Loading, paradigm: Paradigm = "deterministic", *, steps: int = 5, runs: int = 1
+) -> MotionCrafterSystem:
     """The published model from the hub or from folders; a folder of only the denoising U-Net chooses that one.
 
     Half precision on GPUs, float32 on the CPU; both VAEs always in float32. On a small GPU each network is there only
-    while it works.
+    while it works. `steps` and `runs` (seeds per window) are the denoising paradigm's.
 
     Raises:
         WeightsError: see `io.weights.resolve`.
@@ -101,8 +107,9 @@ def load_published(loading: Loading, paradigm: Paradigm = "deterministic") -> Mo
     return MotionCrafterSystem(
         name="motioncrafter",
         model=loaded.model if offload else loaded.model.to(loading.device),
-        config=InferConfig(device=str(loading.device)),
+        config=InferConfig(device=str(loading.device), steps=steps),
         weights_sha256=loaded.sha256,
+        runs=runs,
     )
 
 
