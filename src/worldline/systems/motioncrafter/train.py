@@ -108,7 +108,7 @@ def _begin(model: MotionCrafter, stage: Stage, source: Source, device: str) -> N
     if stage.measure_latents:
         model.config = replace(model.config, scaling_factor=1.0)
         batches = source(stage, model, device)
-        latents = torch.cat([target_latents(model, batches(index)) for index in range(MEASURED_BATCHES)])
+        latents = torch.cat([target_latents(model, batches(index)).flatten() for index in range(MEASURED_BATCHES)])
         model.config = replace(model.config, scaling_factor=round(1 / float(latents.std()), 5))
     train_only(model, stage.trainable)
     model.train()
