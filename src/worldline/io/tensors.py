@@ -134,8 +134,9 @@ def header(path: Path) -> dict[str, tuple[int, ...]]:
     from safetensors import SafetensorError, safe_open
 
     with path.open("rb") as stream:
-        start = stream.read(2)
-    if start in (b"PK", b"\x80\x02", b"\x80\x04"):
+        start = stream.read(9)
+    # A safetensors file begins with 8 bytes of length, which may look like a pickle's mark, and then a brace.
+    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04") and start[8:] != b"{":
         raise WeightsError(f"{path} is a pickle named .safetensors, which could run code when read; it is refused.")
     try:
         with safe_open(path, framework="pt") as opened:
