@@ -1,4 +1,4 @@
-"""`worldline models`: list, download, verify published weights, and say where they are."""
+"""`worldline models`: list, download, verify, convert published weights, and say where they are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from worldline.cli import models_convert
 from worldline.cli.console import progress_bar, result, result_json
+from worldline.cli.models_convert import Convert
 
 SYSTEMS = ("motioncrafter",)
 """Systems with published weights."""
@@ -65,13 +67,15 @@ class Path:
     """Answer as JSON."""
 
 
-arguments = {"list": List, "download": Download, "verify": Verify, "path": Path}
+arguments = {"list": List, "download": Download, "verify": Verify, "path": Path, "convert": Convert}
 
 
-def run(args: List | Download | Verify | Path) -> int:
-    """Do one of the four; exit code 1 when `verify` finds differences."""
+def run(args: List | Download | Verify | Path | Convert) -> int:
+    """Do one of the five; exit code 1 when `verify` finds differences."""
     if isinstance(args, List):
         return _list(args)
+    if isinstance(args, Convert):
+        return models_convert.run(args)
     _known(args.system)
     if isinstance(args, Download):
         return _download(args)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from worldline.cli import train_geo4d
 from worldline.cli.console import note, progress_bar, result, result_json
+from worldline.cli.train_geo4d import TrainGeo4DMini
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +32,13 @@ class TrainMotionCrafterMini:
     """Answer as JSON, draw no bars."""
 
 
-arguments = {"motioncrafter-mini": TrainMotionCrafterMini}
+arguments = {"motioncrafter-mini": TrainMotionCrafterMini, "geo4d-mini": TrainGeo4DMini}
 
 
-def run(args: TrainMotionCrafterMini) -> int:
+def run(args: TrainMotionCrafterMini | TrainGeo4DMini) -> int:
     """Train, then export when every stage is done."""
+    if isinstance(args, TrainGeo4DMini):
+        return train_geo4d.run(args)
     import torch
 
     from worldline.systems.motioncrafter import recipes
