@@ -110,7 +110,7 @@ def mini(*, seed: int = 7, paradigm: Paradigm = "deterministic") -> Recipe:
     are trained with the U-Net; points count far more than latents, and relatively; the frames carry little noise.
     """
     common = {"precision": "bf16", "seed": seed, "weight_decay": 1e-2, "gradient_clip": 1.0, "ema_decay": 0.998}
-    clips = ClipConfig(size=(48, 64), views=((4, 1), (4, 2), (2, 3)))
+    clips = ClipConfig(size=(48, 64), views=((4, 1), (4, 2)))
     pairs = ClipConfig(size=(48, 64), views=((2, 1), (2, 3)))  # autoencoders see single frames: more scenes teach more
     geometry = TrainConfig(
         name="geometry-vae",
@@ -139,7 +139,7 @@ def mini(*, seed: int = 7, paradigm: Paradigm = "deterministic") -> Recipe:
     )
     unet = TrainConfig(
         name="unet",
-        steps=1700,
+        steps=1500,
         batch_size=8,
         learning_rate=2e-3,
         warmup_steps=80,
