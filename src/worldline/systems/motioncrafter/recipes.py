@@ -139,7 +139,7 @@ def mini(*, seed: int = 7, paradigm: Paradigm = "deterministic") -> Recipe:
     )
     unet = TrainConfig(
         name="unet",
-        steps=1500,
+        steps=2100,
         batch_size=8,
         learning_rate=2e-3,
         warmup_steps=80,
