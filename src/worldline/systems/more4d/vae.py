@@ -1,0 +1,216 @@
+"""Motion-sensitive VAE: trajectory maps as pseudo videos in Wan's latent space (spec 1.1 to 1.3).
+
+    encode   x -> y = trajectory encoder(x) in (0, 1) -> Wan encoder(2 y - 1) -> (mean - m) / s, log-variance
+    decode   z -> Wan decoder(z s + m), clamped to [-1, 1] -> trajectory decoder -> x
+
+Different from the published trainer, deliberately: encoding is not cut off from the gradient, so the trajectory encoder
+learns. Long clips go chunk by chunk through Wan's causal cache, recomputed in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from worldline.systems.more4d.config import VaeConfig
+
+MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)  # fmt: skip
+STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+       3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)  # fmt: skip
+LOGVAR = (-30.0, 20.0)
+FRAMES_AT_ONCE = 8
+"""Frames that a trajectory adaptor, 128 channels at full resolution, sees at a time."""
+
+
+class ResBlock(nn.Module):
+    """x + conv(SiLU(GN(conv(SiLU(GN(x))))))."""
+
+    def __init__(self, dim: int, groups: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(groups, dim, eps=1e-6), nn.Conv2d(dim, dim, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(groups, dim, eps=1e-6), nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        silu = nn.functional.silu
+        return x + self.conv2(silu(self.norm2(self.conv1(silu(self.norm1(x))))))
+
+
+class _Level(nn.Module):
+    def __init__(self, dim: int, groups: int, blocks: int) -> None:
+        super().__init__()
+        self.block = nn.ModuleList([ResBlock(dim, groups) for _ in range(blocks)])
+
+
+class TrajectoryEncoder(nn.Module):
+    """Each frame of a trajectory map as a picture in (0, 1); at first exactly its sigmoid."""
+
+    def __init__(self, dim: int = 128, groups: int = 32) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, dim, 3, padding=1)
+        self.down = nn.ModuleList([_Level(dim, groups, 1)])
+        self.norm_out, self.conv_out = nn.GroupNorm(groups, dim, eps=1e-6), nn.Conv2d(dim, 3, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, x: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B 3 T H W"]:
+        """Pictures in (0, 1)."""
+        return _by_frames(self._frames, x)
+
+    def _frames(self, x: Tensor) -> Tensor:
+        hidden = self.down[0].block[0](self.conv_in(x))
+        return torch.sigmoid(x + self.conv_out(nn.functional.silu(self.norm_out(hidden))))
+
+
+class TrajectoryDecoder(nn.Module):
+    """Pictures in [-1, 1] as frames of a trajectory map."""
+
+    def __init__(self, dim: int = 128, groups: int = 32) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, dim, 3, padding=1)
+        self.up = nn.ModuleList([_Level(dim, groups, 2)])
+        self.norm_out, self.conv_out = nn.GroupNorm(groups, dim, eps=1e-6), nn.Conv2d(dim, 3, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B 3 T H W"]:
+        """Normalised displacements."""
+        return _by_frames(self._frames, x)
+
+    def _frames(self, x: Tensor) -> Tensor:
+        hidden = self.conv_in(x)
+        for block in self.up[0].block:
+            hidden = block(hidden)
+        return self.conv_out(nn.functional.silu(self.norm_out(hidden)))
+
+
+def _by_frames(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a network of pictures to all frames, a few at a time."""
+    frames = x.transpose(1, 2).flatten(0, 1)
+    parts = []
+    for part in frames.split(FRAMES_AT_ONCE):
+        parts.append(recompute(network, part, use_reentrant=False) if torch.is_grad_enabled() else network(part))
+    return torch.cat(parts).unflatten(0, (len(x), -1)).transpose(1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior:
+    """A Gaussian over latents: standardised mean, and Wan's own log-variance.
+
+    Attributes:
+        mean: [B, Z, t, h, w].
+        logvar: [B, Z, t, h, w], of the latent before it is standardised.
+    """
+
+    mean: Float[Tensor, "B Z t h w"]
+    logvar: Float[Tensor, "B Z t h w"]
+
+    def sample(self, noise: Float[Tensor, "B Z t h w"]) -> Float[Tensor, "B Z t h w"]:
+        """Mean + exp(logvar / 2) noise, as the published code draws it."""
+        return self.mean + (0.5 * self.logvar).exp() * noise
+
+    def kl(self) -> Float[Tensor, " B"]:
+        """Divergence from the unit Gaussian, summed over each sample."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar).flatten(1).sum(1)
+
+
+class MotionVae(nn.Module):
+    """Wan's video autoencoder between a trajectory encoder and a trajectory decoder.
+
+    Attributes:
+        config: sizes.
+        vae: diffusers' autoencoder; encodes pictures, depth and pseudo videos alike.
+        trajectory_encoder, trajectory_decoder: the adaptors.
+        mean, std: [Z] constants that standardise latents.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        z = config.z_dim
+        constants = (MEAN, STD) if z == len(MEAN) else ((0.0,) * z, (1.0,) * z)
+        self.vae = AutoencoderKLWan(
+            base_dim=config.base_dim,
+            z_dim=z,
+            dim_mult=list(config.widths),
+            num_res_blocks=config.blocks,
+            temperal_downsample=list(config.time_halvings),
+            latents_mean=list(constants[0]),
+            latents_std=list(constants[1]),
+            scale_factor_temporal=config.frames_per_latent,
+            scale_factor_spatial=config.factor,
+        )
+        self.trajectory_encoder = TrajectoryEncoder(config.adaptor_dim, config.adaptor_groups)
+        self.trajectory_decoder = TrajectoryDecoder(config.adaptor_dim, config.adaptor_groups)
+        for name, values in zip(("mean", "std"), constants, strict=True):
+            self.register_buffer(name, torch.tensor(values), persistent=z != len(MEAN))
+
+    def pseudo_video(self, motion: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B 3 T H W"]:
+        """Normalised displacements as a video in (-1, 1)."""
+        return 2 * self.trajectory_encoder(motion) - 1
+
+    def encode(self, motion: Float[Tensor, "B 3 T H W"]) -> Posterior:
+        """Latents of normalised displacements; gradients reach the trajectory encoder."""
+        return self.encode_video(self.pseudo_video(motion))
+
+    def decode(self, latents: Float[Tensor, "B Z t h w"]) -> Float[Tensor, "B 3 T H W"]:
+        """Normalised displacements of standardised latents."""
+        return self.trajectory_decoder(self.decode_video(latents))
+
+    def encode_video(self, video: Float[Tensor, "B 3 T H W"]) -> Posterior:
+        """Latents of a video in [-1, 1].
+
+        Raises:
+            ValueError: the number of frames is not 1 + a multiple of the frames per latent, or sides do not divide.
+        """
+        step, factor = self.config.frames_per_latent, self.config.factor
+        if (video.shape[2] - 1) % step or video.shape[3] % factor or video.shape[4] % factor:
+            raise ValueError(
+                f"The autoencoder needs 1 + {step}n frames and sides that are multiples of {factor}, "
+                f"got {list(video.shape[2:])}."
+            )
+        chunks = [video[:, :, :1], *video[:, :, 1:].split(step, dim=2)]
+        moments = self.vae.quant_conv(torch.cat(_stream(self.vae.encoder, chunks), 2))
+        mean, logvar = moments.chunk(2, dim=1)
+        shift, scale = (value[:, None, None, None].to(mean) for value in (self.mean, self.std))
+        return Posterior(mean=(mean - shift) / scale, logvar=logvar.clamp(*LOGVAR))
+
+    def decode_video(self, latents: Float[Tensor, "B Z t h w"], *, clamp: bool = True) -> Float[Tensor, "B 3 T H W"]:
+        """Video of standardised latents, in [-1, 1] unless `clamp` is off."""
+        shift, scale = (value[:, None, None, None].to(latents) for value in (self.mean, self.std))
+        raw = self.vae.post_quant_conv(latents * scale + shift)
+        video = torch.cat(_stream(self.vae.decoder, list(raw.split(1, dim=2)), first_chunk=True), 2)
+        return video.clamp(-1, 1) if clamp else video
+
+
+def _stream(network: nn.Module, chunks: list[Tensor], first_chunk: bool = False) -> list[Tensor]:
+    """Run a causal network chunk by chunk; each chunk is recomputed in the backward pass from a copy of its cache.
+
+    Gradients flow through the cache from chunk to chunk. The cache is a list of what each convolution remembers;
+    `first_chunk` says whether the network wants to be told which chunk is the first.
+    """
+
+    def run(chunk: Tensor, cache: list[Any], options: dict[str, bool]) -> tuple[Tensor, list[Any]]:
+        following = list(cache)  # the network writes into it
+        return network(chunk, feat_cache=following, feat_idx=[0], **options), following
+
+    cache: list[Any] = [None] * sum(isinstance(module, WanCausalConv3d) for module in network.modules())
+    out = []
+    for index, chunk in enumerate(chunks):
+        options = {"first_chunk": index == 0} if first_chunk else {}
+        if torch.is_grad_enabled():
+            result, cache = recompute(run, chunk, cache, options, use_reentrant=False)
+        else:
+            result, cache = run(chunk, cache, options)
+        out.append(result)
+    return out
