@@ -14,6 +14,7 @@ from torch import Tensor
 from worldline.align.config import AlignConfig
 from worldline.align.fuse import FrameFields, Fusion, fuse_frame, moved_pixels
 from worldline.align.observation import Observation
+from worldline.align.state import State
 from worldline.geometry.pose import Similarity
 from worldline.scene import Cameras, Provenance, Scale, Scene4D, Video
 
@@ -37,6 +38,8 @@ class Alignment:
         fusion: how the depth of a pixel follows from its windows.
         reference_weight: summed confidence of a well-seen pixel.
         dynamic_threshold: relative motion above which a pixel counts as moving.
+        window_frames: frames of each window.
+        state: every variable where the solver left it, in the solver's own world; depth and focal are the same.
     """
 
     cameras: Cameras
@@ -51,6 +54,7 @@ class Alignment:
     reference_weight: float
     dynamic_threshold: float
     window_frames: tuple[tuple[int, ...], ...] = field(repr=False)
+    state: State = field(repr=False)
 
     def frames(self) -> Iterator[FrameFields]:
         """Fields of every frame in order; each window is read once and dropped after its last frame."""

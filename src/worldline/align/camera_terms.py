@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from worldline.align.kernels import CauchyKernel, Kernel, NormKernel
+from worldline.align.rotations import chord, chord_jacobian
 from worldline.align.sampling import Samples
 from worldline.align.state import Columns, Geometry, State
 from worldline.align.terms import CameraRows, PixelRows
@@ -117,23 +118,6 @@ class SmoothnessTerm:
             CameraRows(columns=torch.cat([a[:, 3:], b[:, 3:]], 1), J=torch.cat([-eye, eye], -1),
                        r=move, w=self.weight * self.kernel.weight((move * move).sum(-1))),
         ]  # fmt: skip
-
-
-def chord(rotation: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3"]:
-    """Vector along the axis with length 2 sin(angle/2), so that sqrt(2) |chord| = ||R - I||_F."""
-    w = so3_log(rotation)
-    angle = w.norm(dim=-1, keepdim=True)
-    return w * torch.sinc(angle / (2 * torch.pi))
-
-
-def chord_jacobian(c: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 3 3"]:
-    """Derivative of chord(R Exp(w)) by w at w = 0, where c = chord(R).
-
-    chord is twice the vector part of the quaternion (w, v), whose derivative is (w I + [v]x) / 2 per unit rotation.
-    """
-    v = c / 2
-    w = (1 - (v * v).sum(-1)).clamp_min(0).sqrt()
-    return w[..., None, None] * torch.eye(3, dtype=c.dtype, device=c.device) + hat(v)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,7 +102,7 @@ class AlignConfig:
     """
 
     objective: Literal["default", "published"] = "default"
-    samples_per_frame: int = 256
+    samples_per_frame: int = 128
     most_samples: int = 100_000
     ray_focal_sigma: float = 0.005
     focal_range: tuple[float, float] = (0.3, 6.0)

@@ -13,7 +13,7 @@ from worldline.align.fuse import depth_sweep
 from worldline.align.sampling import Samples
 from worldline.align.schur import CameraBlock, Layout, Normal, PointBlock
 from worldline.align.state import Columns, Geometry, State, make_geometry, retract
-from worldline.align.terms import Term
+from worldline.align.terms import Term, view_basis
 
 _CHUNK = 40_000  # samples whose Jacobians are in memory at a time
 
@@ -44,6 +44,7 @@ class Energy:
         place = 7 + 9 * self.rank[:, None] + torch.arange(9)
         self.frame_columns[samples.frame[:, None], place] = self.view_columns[:, 7:]
         self.parts = self._chunks(counts)
+        self._last: tuple[State, Geometry] | None = None
 
     def _chunks(self, counts: Tensor) -> list[tuple[slice, slice]]:
         """(views, frames) ranges of about _CHUNK samples each."""
@@ -55,8 +56,10 @@ class Energy:
         return [(slice(ends[a], ends[b]), slice(a, b)) for a, b in parts if ends[b] > ends[a]]
 
     def geometry(self, state: State) -> Geometry:
-        """Intermediate values of a state."""
-        return make_geometry(state, self.samples, self.xy)
+        """Intermediate values of a state (the last ones are kept: a step is first judged, then linearised)."""
+        if self._last is None or self._last[0] is not state:
+            self._last = (state, make_geometry(state, self.samples, self.xy))
+        return self._last[1]
 
     def costs(self, state: State) -> dict[str, float]:
         """Cost of each term."""
@@ -65,14 +68,14 @@ class Energy:
 
     def cost(self, state: State) -> float:
         """Sum of the costs."""
-        return sum(self.costs(state).values())
+        geometry = self.geometry(state)
+        return float(torch.stack([term.cost(state, geometry, self.samples) for term in self.terms]).sum())
 
     def linearize(self, state: State) -> Normal:
         """Normal equations of all terms."""
         geometry = self.geometry(state)
         cameras: list[CameraBlock] = []
         points: list[PointBlock] = []
-        cost = sum(float(term.cost(state, geometry, self.samples)) for term in self.terms)
         for views, frames in self.parts:
             camera, point = self._pixels(state, geometry, views, frames)
             cameras.append(camera)
@@ -82,33 +85,43 @@ class Energy:
                 weighted = rows.J * rows.w[:, None, None]
                 g = (weighted.mT @ rows.r[..., None])[..., 0]
                 cameras.append(CameraBlock(columns=rows.columns, H=weighted.mT @ rows.J, g=g))
-        return Normal(cost=cost, cameras=cameras, points=points)
+        return Normal(cost=self.cost(state), cameras=cameras, points=points)
 
     def _pixels(self, state: State, geometry: Geometry, views: slice, frames: slice) -> tuple[CameraBlock, PointBlock]:
         """Pixel terms of some frames: blocks of their cameras and windows, and of their depths."""
         frame = self.samples.frame[views] - frames.start
         V, n, F = len(frame), self.samples.weight.shape[1], frames.stop - frames.start
         like = {"dtype": torch.float64}
-        H, g = torch.zeros(V, 16, 16, **like), torch.zeros(V, 16, **like)
-        E = torch.zeros(V, n, 16, **like)
+        H, g = torch.zeros(V, 10, 10, **like), torch.zeros(V, 10, 1, **like)
+        E = torch.zeros(V, n, 10, **like)
         h, b = torch.zeros(F, n, **like), torch.zeros(F, n, **like)
         for term in self.terms:
             for rows in term.pixel_rows(state, geometry, self.samples, views):
                 flat = rows.J.flatten(1, 2)
                 heavy = (rows.J * rows.w[..., None, None]).flatten(1, 2)
                 H[:, rows.part, rows.part] += heavy.mT @ flat
-                g[:, rows.part] += (heavy.mT @ rows.r.flatten(1)[..., None])[..., 0]
+                g[:, rows.part] += heavy.mT @ rows.r.flatten(1)[..., None]
                 wp = rows.p * rows.w[..., None]
-                E[..., rows.part] += (rows.J * wp[..., None]).sum(-2)
+                E[..., rows.part] += (wp[..., None, :] @ rows.J).squeeze(-2)
                 h.index_add_(0, frame, (wp * rows.p).sum(-1))
                 b.index_add_(0, frame, (wp * rows.r).sum(-1))
-        together = torch.zeros(F, n, 7 + 9 * self.most, **like)
-        together[..., :7].index_add_(0, frame, E[..., :7])
-        windows = torch.zeros(F, self.most, n, 9, **like)
-        windows[frame, self.rank[views]] = E[..., 7:]
-        together[..., 7:] = windows.permute(0, 2, 1, 3).flatten(2)
-        camera = CameraBlock(columns=self.view_columns[views], H=H, g=g)
-        return camera, PointBlock(columns=self.frame_columns[frames], E=together, h=h, b=b)
+        basis = view_basis(state, self.samples, geometry, views)
+        together = torch.zeros(F, self.most, n, 10, **like)
+        together[frame, self.rank[views]] = E
+        wide = torch.zeros(F, self.most, 10, 7 + 9 * self.most, **like)
+        wide[frame, self.rank[views], :, :7] = basis[..., :7]
+        for slot in range(self.most):
+            mine = self.rank[views] == slot
+            wide[frame[mine], slot, :, 7 + 9 * slot : 16 + 9 * slot] = basis[mine, :, 7:]
+        camera = CameraBlock(columns=self.view_columns[views], H=basis.mT @ H @ basis, g=(basis.mT @ g)[..., 0])
+        point = PointBlock(
+            columns=self.frame_columns[frames],
+            E=together.transpose(1, 2).flatten(2),
+            h=h,
+            b=b,
+            basis=wide.flatten(1, 2),
+        )
+        return camera, point
 
     def retract(self, state: State, dx: Tensor, dd: list[Tensor]) -> State:
         """Move everything."""

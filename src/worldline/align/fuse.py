@@ -93,15 +93,47 @@ class RobustFusion:
             alpha, beta = self.disparity[k].tolist()
             inverse = (d - beta).clamp_min(1e-6 * alpha)
             relative = self.disparity_noise[k].at(d) / inverse
-            usable = (weight[i] > 0) & (d != 0) & (relative < 0.3)
+            usable = (d > 0) & (relative < 0.3)
             values.append((alpha / inverse).log()[None])
             precision.append(torch.where(usable, 1 / relative, torch.zeros_like(relative))[None])
         x, p = torch.cat(values), torch.cat(precision)
-        mean = _start_of_mean(x, p)
-        for _ in range(6 if len(x) > 1 else 0):
-            w = p * p / (1 + ((x - mean) * p / 2.0) ** 2)
-            mean = (w * x).sum(0) / w.sum(0).clamp_min(1e-30)
-        return torch.where(p.sum(0) > 0, mean.exp(), torch.zeros_like(mean))
+        mean = _robust_mean(x, p, _start_of_mean(x, p))
+        agree = ((x - mean).abs() * p < 3) & (p > 0)
+        against = ((x - mean).abs() * p > 4).any(0)
+        unclear = (against & (agree.sum(0) < 2)) | ((p * agree).sum(0) <= 0.6 * p.sum(0))  # also where nothing is known
+        return _ask_neighbours(x, p, mean, unclear).exp()
+
+
+def _robust_mean(x: Tensor, precision: Tensor, start: Tensor) -> Tensor:
+    """Cauchy mean over the first dimension."""
+    mean = start
+    for _ in range(6 if len(x) > 1 else 0):
+        w = precision * precision / (1 + ((x - mean) * precision / 2.0) ** 2)
+        mean = torch.where(w.sum(0) > 0, (w * x).sum(0) / w.sum(0).clamp_min(1e-30), mean)
+    return mean
+
+
+def _ask_neighbours(x: Tensor, precision: Tensor, mean: Tensor, unclear: Tensor) -> Tensor:
+    """Where estimates contradict each other or are missing, the median of clear neighbours (5 x 5) has a weak say."""
+    if not bool(unclear.any()) or bool(unclear.all()):
+        return mean
+    height, width = mean.shape
+    row, col = torch.nonzero(unclear, as_tuple=True)
+    step = torch.arange(-2, 3, device=mean.device)
+    rows = (row[:, None, None] + step[:, None]).clamp(0, height - 1).expand(-1, 5, 5)
+    cols = (col[:, None, None] + step).clamp(0, width - 1).expand(-1, 5, 5)
+    index = (rows * width + cols).flatten(1)
+    around = torch.where(
+        unclear.flatten()[index], torch.full_like(mean.flatten()[index], torch.nan), mean.flatten()[index]
+    )
+    middle = around.nanmedian(1).values
+    known = torch.isfinite(middle)
+    middle = torch.where(known, middle, mean[row, col])
+    own = torch.cat([x[:, row, col], middle[None]])
+    weak = torch.cat([precision[:, row, col], torch.where(known, 1 / 0.15, 0.0).to(mean)[None]])
+    out = mean.clone()
+    out[row, col] = _robust_mean(own, weak, middle)
+    return out
 
 
 def _start_of_mean(x: Tensor, precision: Tensor) -> Tensor:

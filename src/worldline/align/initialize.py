@@ -206,7 +206,7 @@ def _search_focal(
         guess = torch.full((len(xy),), 1.2 * max(size), dtype=torch.float64)
         return guess, {"undetermined": ["no frame has enough usable points: focal and cameras are guesses"]}
     keys = frames[torch.linspace(0, len(frames) - 1, min(_KEYFRAMES, len(frames))).long()].unique()
-    step = max(1, xy.shape[1] // 256)
+    step = max(1, xy.shape[1] // 128)
     focal, contrast = sweep_focal(xy[keys, ::step], points[keys, ::step], weight[keys, ::step], start[keys], bounds)
     notes: dict[str, Any] = {"focal_contrast": contrast}
     return torch.full((len(xy),), focal, dtype=torch.float64), notes
@@ -231,8 +231,11 @@ def _best_poses(
         )
 
     best = better(best, solve_poses(xy, points, weight, focal, start, several=False))
-    for shift in (1, -1) if len(xy) > 1 else ():
-        best = better(best, solve_poses(xy, points, weight, focal, best[0].roll(shift, 0), several=False))
+    median = masked_quantile(best[2].nan_to_num(torch.inf), usable, 0.5)
+    bad = median > 2 * median.median()
+    if len(xy) > 1 and bool(bad.any()):
+        for shift in (1, -1):
+            best = better(best, solve_poses(xy, points, weight, focal, best[0].roll(shift, 0), several=False))
     return best
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from worldline.align.camera_terms import AccelerationTerm, RayTerm
+from worldline.align.camera_terms import RayTerm
 from worldline.align.config import AlignConfig
 from worldline.align.energy import Energy, sample_depths, with_depth
 from worldline.align.initialize import Start
@@ -30,7 +30,8 @@ from worldline.align.noise import (
 )
 from worldline.align.rays import RayViews
 from worldline.align.sampling import Samples
-from worldline.align.schur import LMConfig, minimise, reduced_matrix
+from worldline.align.schur import LMConfig, minimise
+from worldline.align.smoothness import by_evidence, first_guess
 from worldline.align.state import Columns, State, make_columns
 from worldline.align.synchronize import umeyama_batch
 from worldline.align.terms import DisparityTerm, PointMapTerm, Term
@@ -38,7 +39,6 @@ from worldline.geometry.fit import scale_shift_l1
 from worldline.geometry.pose import Similarity
 
 _BLOCKS = (4, 6)
-_MOST = 1200  # parameters whose covariance is computed at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +137,8 @@ class Refinement:
             unit[mine] = error[mine] / tables[-1].at(model[mine])
         return tuple(tables), 1 / inflation(unit[..., None], used, self.block, _BLOCKS[0] * _BLOCKS[1])
 
-    def terms(self, state: State, noise: Noise, smooth: AccelerationTerm | None, focal: list[Term]) -> list[Term]:
-        """The energy of one round."""
+    def terms(self, state: State, noise: Noise, focal: list[Term]) -> list[Term]:
+        """The energy of one round, without smoothness."""
         s, geometry = self.samples, self.energy([]).geometry(state)
         depth = geometry.depth[s.frame]
         length = geometry.ray.norm(dim=-1)[s.frame]
@@ -159,8 +159,6 @@ class Refinement:
             out.append(DisparityTerm(weight=mask, kernel=CauchyKernel(), sigma=sigma))
         if self.rays is not None and state.trajectory is not None:
             out.append(self._ray_term(state, self.rays))
-        if smooth is not None:
-            out.append(smooth)
         return out + focal
 
     def _ray_term(self, state: State, rays: RayViews) -> RayTerm:
@@ -218,14 +216,15 @@ def refine_all(problem: Refinement, start: Start, focal_terms: list[Term], round
     state = _start_disparity(state, problem.samples)
     if problem.rays is not None:
         state = _start_trajectory(state, problem.rays)
-    smooth = None
+    smooth = first_guess(state) if len(state.centre) > 3 else None
     for number in range(rounds):
         noise = problem.measure(state)
-        if len(state.centre) > 3:
-            smooth = _smoothness(problem, state, noise, smooth, focal_terms)
-        energy = problem.energy(problem.terms(state, noise, smooth, focal_terms))
-        last = number == rounds - 1
-        state = minimise(energy, state, LMConfig(iterations=10 if last else 6, tolerance=1e-6 if last else 1e-4)).state
+        terms = problem.terms(state, noise, focal_terms)
+        if smooth is not None:
+            smooth = by_evidence(problem.energy(terms), state, smooth)
+            terms = [*terms, smooth]
+        energy, last = problem.energy(terms), number == rounds - 1
+        state = minimise(energy, state, LMConfig(iterations=8 if last else 4, tolerance=1e-6 if last else 1e-4)).state
     notes: dict[str, Any] = {
         "objective": {name: round(value, 6) for name, value in energy.costs(state).items()},
         "noise": {
@@ -277,49 +276,3 @@ def _start_trajectory(state: State, rays: RayViews) -> State:
             a.scale[k] = fit.scale
         a.translation[k] = (target - a.scale[k] * turned).median(0).values
     return replace(state, trajectory=a)
-
-
-def _smoothness(
-    problem: Refinement, state: State, noise: Noise, old: AccelerationTerm | None, focal_terms: list[Term]
-) -> AccelerationTerm:
-    """How smoothly the camera moves: standard deviations of its accelerations by evidence (MacKay's fixed point).
-
-    sigma^2 = sum a^2 / (N - trace(posterior variance of a) / sigma^2): an acceleration that the data cannot tell from
-    noise does not count as freedom of the camera.
-    """
-    depth = float(state.log_depth.exp().median())
-    probe = AccelerationTerm(turn=1.0, move=1.0)
-    turn, move = probe.residuals(state)
-    if old is None:
-        old = AccelerationTerm(
-            turn=max(normal_scale(turn.norm(dim=-1), 3), 1e-6),
-            move=max(normal_scale(move.norm(dim=-1), 3), 1e-6 * depth),
-        )
-    energy = problem.energy(problem.terms(state, noise, old, focal_terms))
-    state = minimise(energy, state, LMConfig(iterations=3, tolerance=1e-4)).state
-    normal = energy.linearize(state)
-    frames = min(len(state.centre), _MOST // 12)
-    first = (len(state.centre) - frames) // 2
-    chosen = problem.columns.camera[first : first + frames]
-    low, high = int(chosen.min()), int(chosen.max()) + 1
-    wanted = torch.cat([torch.arange(low, high), torch.arange(problem.columns.size - problem.columns.border, problem.columns.size)]).unique()  # fmt: skip
-    S = reduced_matrix(normal, energy.layout, wanted)
-    scale = torch.diagonal(S).rsqrt()
-    covariance = (
-        torch.linalg.inv(S * scale[:, None] * scale + 1e-9 * torch.eye(len(S)).double()) * scale[:, None] * scale
-    )
-    fixed = problem.fixed[wanted]
-    covariance[fixed] = 0
-    covariance[:, fixed] = 0
-    place = torch.searchsorted(wanted, chosen)
-    new = []
-    for part, sigma in ((slice(0, 3), old.turn), (slice(3, 6), old.move)):
-        values = probe.residuals(state)[0 if part.start == 0 else 1][first : first + frames - 2]
-        index = torch.stack([place[:-2, part], place[1:-1, part], place[2:, part]], -1)  # [F-2, 3, 3 frames]
-        block = covariance[index[..., :, None], index[..., None, :]]
-        pattern = torch.tensor([1.0, -2.0, 1.0]).double()
-        variance = torch.einsum("fxab,a,b->fx", block, pattern, pattern)
-        known = values.numel() - float((variance / sigma**2).clamp(0, 1).sum())
-        square = float(values.square().clamp(max=9 * sigma**2).sum())
-        new.append(max((square / max(known, 0.05 * values.numel())) ** 0.5, 0.1 * sigma))
-    return AccelerationTerm(turn=max(new[0], 1e-6), move=max(new[1], 1e-6 * depth))

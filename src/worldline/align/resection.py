@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from worldline.align.rotations import cayley
 from worldline.align.synchronize import masked_quantile
-from worldline.geometry.pose import hat, so3_exp
+from worldline.geometry.pose import hat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Rig:
 
 def solve_poses(
     xy: Float[Tensor, "*b n 2"], points: Float[Tensor, "*b n 3"], weight: Float[Tensor, "*b n"],
-    focal: Float[Tensor, "*b"], start: Float[Tensor, "*b 3 3"], rounds: int = 10, several: bool = True,
+    focal: Float[Tensor, "*b"], start: Float[Tensor, "*b 3 3"], rounds: int = 6, several: bool = True,
 ) -> tuple[Float[Tensor, "*b 3 3"], Float[Tensor, "*b 3"], Float[Tensor, "*b n"]]:  # fmt: skip
     """Robust pose of each frame for a given focal.
 
@@ -60,11 +61,11 @@ def solve_poses(
     robust, rotation, centre = weight, start, torch.zeros_like(middle)
     error = torch.zeros_like(weight)
     for step in range(rounds):
-        rotation, centre = _pose_from_moments(xy, local, robust, rotation, several=several and step < 2)
+        rotation, centre = _pose_from_moments(xy, local, robust, rotation, several=several and step < 1)
         error, depth = _reprojection(xy, local, rotation, centre)
         error = torch.where(usable, error, torch.full_like(error, torch.inf))
         spread = masked_quantile(error, usable & error.isfinite(), 0.5).clamp_min(1e-7)[..., None]
-        width = spread * (8.0 * 0.6**step + 2.0)
+        width = spread * (8.0 * 0.4**step + 2.0)
         kernel = 1 / (1 + (error / width) ** 2) ** 2
         near = masked_quantile(depth, usable & (depth > 0), 0.05).clamp_min(1e-3)[..., None]
         robust = weight * kernel / depth.clamp_min(near) ** 2 + 1e-12 * weight
@@ -105,7 +106,7 @@ def _pose_from_moments(
         vectors = torch.linalg.eigh(Q).eigenvectors[..., :2]
         starts += [_nearest_rotation(vectors[..., i].unflatten(-1, (3, 3))).mT for i in (0, 1)]
     rotation = torch.stack(starts, -3)
-    rotation = _descend(Q[..., None, :, :], rotation, 12 if several else 4)
+    rotation = _descend(Q[..., None, :, :], rotation, 8 if several else 2)
     vec = rotation.mT.flatten(-2)
     cost = (vec * (Q[..., None, :, :] @ vec[..., None])[..., 0]).sum(-1)
     fourth = (to_t[..., None, :, :] @ vec[..., None])[..., 0]  # -R^T c
@@ -138,7 +139,7 @@ def _descend(Q: Tensor, rotation: Tensor, steps: int) -> Tensor:
         H, g = jacobian.mT @ QJ, (QJ.mT @ rotation.mT.flatten(-2)[..., None])[..., 0]
         trace = torch.diagonal(H, dim1=-2, dim2=-1).mean(-1)[..., None, None]
         step = -torch.linalg.solve(H + (damping[..., None, None] * trace + 1e-18) * eye, g)
-        candidate = rotation @ so3_exp(step)
+        candidate = rotation @ cayley(step)
         new = value(candidate)
         better = new < cost
         rotation = torch.where(better[..., None, None], candidate, rotation)
@@ -158,10 +159,10 @@ def sweep_focal(
     low, high = (torch.tensor(bound, dtype=torch.float64).log() for bound in bounds)
     grid = torch.linspace(float(low), float(high), 9, dtype=torch.float64)
     best, contrast, spacing = float(grid[4]), 0.0, float(grid[1] - grid[0])
-    for level in range(3):
+    for level in range(2):
         focals = grid.exp()[:, None].expand(-1, len(xy))
         wide = [value.expand(len(grid), *value.shape) for value in (xy, points, weight)]
-        _, _, error = solve_poses(*wide, focals, start.expand(len(grid), *start.shape), rounds=6)
+        _, _, error = solve_poses(*wide, focals, start.expand(len(grid), *start.shape), rounds=4)
         usable = (weight > 0).expand_as(error)
         scale = masked_quantile(error.flatten(1), usable.flatten(1), 0.5)
         limit = 3 * scale.min().clamp_min(1e-6)

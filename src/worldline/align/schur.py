@@ -61,12 +61,14 @@ class PointBlock:
         E: [B, N, L] J^T w p of every point.
         h: [B, N] p^T w p; points with h = 0 stay where they are.
         b: [B, N] p^T w r.
+        basis: [B, M, L] or None: E is then given as [B, N, M] with M < L or sparser, and E basis is meant.
     """
 
     columns: Tensor
     E: Tensor
     h: Tensor
     b: Tensor
+    basis: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,29 +182,32 @@ def _damped(H: Tensor, damping: float) -> Tensor:
 
 def _back_substitute(block: PointBlock, inverse: Tensor, dx: Tensor) -> Tensor:
     local = dx.to(block.E)[block.columns.clamp_min(0).to(block.E.device)] * (block.columns >= 0).to(block.E)
-    return -inverse * (block.b + torch.matmul(block.E, local.unsqueeze(-1)).squeeze(-1))
+    local = local.unsqueeze(-1) if block.basis is None else block.basis @ local.unsqueeze(-1)
+    return -inverse * (block.b + torch.matmul(block.E, local).squeeze(-1))
 
 
-def reduced_matrix(normal: Normal, layout: Layout, wanted: Tensor) -> Tensor:
-    """The undamped Schur complement over some parameters, [len(wanted), len(wanted)] float64.
+def reduced_system(normal: Normal, layout: Layout, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The undamped Schur complement and gradient over some parameters: [n, n] and [n], float64.
 
-    Its inverse is the covariance of these parameters with the points marginalised, given the parameters left out;
-    fixed parameters have a unit diagonal.
+    The inverse of the matrix is the covariance of these parameters with the points marginalised, given the parameters
+    left out; fixed parameters have a unit diagonal and no gradient.
     """
     place = torch.full((layout.size,), -1, dtype=torch.long)
     place[wanted] = torch.arange(len(wanted))
     if layout.fixed is not None:
         place[layout.fixed.cpu()] = -1
     total = torch.zeros(len(wanted) + 1, len(wanted) + 1, dtype=torch.float64)
-    for columns, H, _ in _reduced_blocks(normal, 0.0)[0]:
+    gradient = torch.zeros(len(wanted) + 1, dtype=torch.float64)
+    for columns, H, g in _reduced_blocks(normal, 0.0)[0]:
         local = place[columns.cpu()] * (columns.cpu() >= 0) + len(wanted) * (columns.cpu() < 0)
         local = torch.where(local < 0, len(wanted), local)
         index = local[:, :, None] * len(total) + local[:, None, :]
         total.view(-1).index_add_(0, index.flatten(), H.double().cpu().flatten())
+        gradient.index_add_(0, local.flatten(), g.double().cpu().flatten())
     total = total[:-1, :-1]
     empty = torch.diagonal(total) <= 0
     total[empty, empty] = 1.0
-    return total
+    return total, gradient[:-1]
 
 
 def _reduced_blocks(normal: Normal, damping: float) -> tuple[list[tuple[Tensor, Tensor, Tensor]], list[Tensor]]:
@@ -215,8 +220,10 @@ def _reduced_blocks(normal: Normal, damping: float) -> tuple[list[tuple[Tensor, 
         inverses.append(inverse)
         scaled = block.E * inverse.unsqueeze(-1)
         H = -torch.matmul(scaled.mT, block.E)
-        g = -torch.matmul(scaled.mT, block.b.unsqueeze(-1)).squeeze(-1)
-        blocks.append((block.columns, H, g))
+        g = -torch.matmul(scaled.mT, block.b.unsqueeze(-1))
+        if block.basis is not None:
+            H, g = block.basis.mT @ H @ block.basis, block.basis.mT @ g
+        blocks.append((block.columns, H, g.squeeze(-1)))
     return blocks, inverses
 
 

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from worldline.align.rotations import cayley
 from worldline.align.sampling import Samples
 from worldline.align.synchronize import perturb
-from worldline.geometry.pose import Similarity, so3_exp
+from worldline.geometry.pose import Similarity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ def retract(state: State, columns: Columns, dx: Float[Tensor, " D"], depth_step:
     focal = dx[columns.focal] if len(state.log_focal) > 1 else dx[columns.focal[:1]]
     moved = replace(
         state,
-        rotation=state.rotation @ so3_exp(camera[:, :3]),
+        rotation=state.rotation @ cayley(camera[:, :3]),
         centre=state.centre + camera[:, 3:],
         log_focal=state.log_focal + focal.clamp(-0.3, 0.3),
         windows=perturb(state.windows, dx[columns.window]),

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from worldline.align.rotations import cayley
 from worldline.align.sampling import Samples
 from worldline.align.schur import CameraBlock, Layout, LMConfig, Normal, minimise
-from worldline.geometry.pose import Similarity, hat, so3_exp
+from worldline.geometry.pose import Similarity, hat
 
 _SAMPLES_PER_PAIR = 512
 _HYPOTHESES = 64
@@ -255,7 +256,7 @@ def perturb(state: Similarity, step: Float[Tensor, "G 7"]) -> Similarity:
     """Window similarities moved by (phi, tau, lambda): rotation on the left, translation added, log scale added."""
     return Similarity(
         scale=state.scale * step[:, 6].clamp(-1, 1).exp(),
-        rotation=so3_exp(step[:, :3]) @ state.rotation,
+        rotation=cayley(step[:, :3]) @ state.rotation,
         translation=state.translation + step[:, 3:6],
     )
 

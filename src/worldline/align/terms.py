@@ -23,19 +23,14 @@ from worldline.align.sampling import Samples
 from worldline.align.state import Columns, Geometry, State
 from worldline.geometry.pose import hat
 
-CAMERA, WINDOW, DISPARITY = (
-    slice(0, 7),
-    slice(7, 14),
-    slice(14, 16),
-)  # columns of a view: camera + focal, window, (s, b)
-
 
 @dataclass(frozen=True, kw_only=True)
 class PixelRows:
     """Residuals of one term on some views, with Jacobians.
 
     Attributes:
-        part: which of the 16 columns of a view J covers (camera 6, focal, window 7, disparity 2).
+        part: which of the 10 basis directions of a view J covers: turn 3, move 3, grow, zoom (all of the points in their
+            camera) and the two disparity coefficients. `view_basis` says how parameters move along them.
         J: [V, n, m, L].
         p: [V, n, m] derivative by ln D.
         r: [V, n, m].
@@ -64,6 +59,28 @@ class CameraRows:
     J: Float[Tensor, "B m L"]
     r: Float[Tensor, "B m"]
     w: Float[Tensor, " B"]
+
+
+def view_basis(state: State, samples: Samples, geometry: Geometry, views: slice) -> Float[Tensor, "V 10 16"]:
+    """How the 16 parameters of a view (camera 6, focal, window 7, disparity 2) move its points along the directions.
+
+    Camera: turn = w, move = -R^T d. Window: turn = -R^T phi, move = -[b]x R^T phi + R^T tau + b lambda with
+    b = R^T (c - t), grow = lambda.
+    """
+    slot, k = geometry.slot[views], samples.window[views]
+    back = state.rotation[slot].mT
+    b = (back @ (state.centre[slot] - state.windows.translation[k])[..., None])[..., 0]
+    basis = torch.zeros(len(k), 10, 16, dtype=torch.float64)
+    basis[:, [0, 1, 2], [0, 1, 2]] = 1.0
+    basis[:, 3:6, 3:6] = -back
+    basis[:, 7, 6] = 1.0
+    basis[:, :3, 7:10] = -back
+    basis[:, 3:6, 7:10] = -hat(b) @ back
+    basis[:, 3:6, 10:13] = back
+    basis[:, 3:6, 13] = b
+    basis[:, 6, 13] = 1.0
+    basis[:, [8, 9], [14, 15]] = 1.0
+    return basis
 
 
 @runtime_checkable
@@ -104,38 +121,43 @@ class PointMapTerm:
     unit: Float[Tensor, " V"] | None = None
     name: str = "points"
 
-    def _metric(self, v: Tensor, samples: Samples, state: State, views: slice) -> Tensor:
-        """The residual (or Jacobian columns last-but-one) in noise units."""
+    def _units(self, samples: Samples, state: State, views: slice) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Factors across and along the ray, and the ray's axis."""
         if self.lateral is None or self.along is None or self.axis is None or self.unit is None:
-            return v
-        shrink = (self.unit[views] / state.windows.scale[samples.window[views]])[:, None]
-        side, front = self.lateral[views] * shrink, self.along[views] * shrink
-        axis = self.axis[samples.frame[views]]
-        if v.ndim == 4:
-            return side[..., None, None] * v + ((front - side)[..., None] * axis)[..., None] * (axis[..., None, :] @ v)
-        return side[..., None] * v + ((front - side) * (axis * v).sum(-1))[..., None] * axis
+            return None
+        shrink = (self.unit[views] / state.windows.scale[samples.window[views]])[:, None, None]
+        side = self.lateral[views][..., None] * shrink
+        return side, self.along[views][..., None] * shrink - side, self.axis[samples.frame[views]]
 
     def cost(self, state: State, geometry: Geometry, samples: Samples) -> Tensor:
         """Sum over all samples."""
-        r = self._metric(geometry.residual, samples, state, slice(None))
+        r, units = geometry.residual, self._units(samples, state, slice(None))
+        if units is not None:
+            side, extra, axis = units
+            r = side * r + (extra * (axis * r).sum(-1, keepdim=True)) * axis
         return (self.weight * self.kernel.cost((r * r).sum(-1))).sum()
 
     def pixel_rows(self, state: State, geometry: Geometry, samples: Samples, views: slice) -> list[PixelRows]:
-        """D q = [q]x w - R^T d + R^T (phi x (Y-t) + tau + lambda (Y-t));  d(Da) = Da dlnD - (Da_x, Da_y, 0) dlnf."""
-        slot, n = geometry.slot[views], samples.frame[views]
-        q, relative = geometry.q[views], geometry.relative[views]
-        back = state.rotation[slot].mT[:, None].expand(-1, q.shape[1], -1, -1)
+        """Directions: d q = [q]x turn + move + q grow;  d(D a) = D a dlnD - D (a_x, a_y, 0) zoom."""
+        n = samples.frame[views]
+        q, r = geometry.q[views], geometry.residual[views]
         ray = (geometry.depth[..., None] * geometry.ray)[n]
-        zoom = torch.cat([ray[..., :2], torch.zeros_like(ray[..., :1])], -1)
-        J = torch.cat(
-            [hat(q), -back, zoom[..., None], -(back @ hat(relative)), back, (back @ relative[..., None])], -1
-        )  # fmt: skip
-        r, J = (self._metric(v, samples, state, views) for v in (geometry.residual[views], J))
-        p = self._metric(-ray, samples, state, views)
-        if self.unit is not None:
-            J[..., 13] -= r
+        x, y, z = q.unbind(-1)
+        zero, one = torch.zeros_like(x), torch.ones_like(x)
+        rows = [
+            torch.stack([zero, -z, y, one, zero, zero, x, ray[..., 0], -ray[..., 0], r[..., 0]], -1),
+            torch.stack([z, zero, -x, zero, one, zero, y, ray[..., 1], -ray[..., 1], r[..., 1]], -1),
+            torch.stack([-y, x, zero, zero, zero, one, z, zero, -ray[..., 2], r[..., 2]], -1),
+        ]
+        J = torch.stack(rows, -2)  # the 8 directions, d r / d lnD, r
+        units = self._units(samples, state, views)
+        if units is not None:
+            side, extra, axis = units
+            J = side[..., None] * J + (extra * axis)[..., None] * (axis[..., None, :] @ J)
+            J[..., 6] -= J[..., 9]
+        r = J[..., 9]
         w = self.weight[views] * self.kernel.weight((r * r).sum(-1))
-        return [PixelRows(part=slice(0, 14), J=J, p=p, r=r, w=w)]
+        return [PixelRows(part=slice(0, 8), J=J[..., :8], p=J[..., 8], r=r, w=w)]
 
     def camera_rows(self, state: State, columns: Columns) -> list[CameraRows]:
         """None."""
@@ -182,7 +204,7 @@ class DisparityTerm:
         r, p, one, two = self._residual(state, geometry, samples, views)
         J = torch.stack([one, two], -1)[..., None, :]
         w = self.weight[views] * self.kernel.weight(r * r)
-        return [PixelRows(part=DISPARITY, J=J, p=p[..., None], r=r[..., None], w=w)]
+        return [PixelRows(part=slice(8, 10), J=J, p=p[..., None], r=r[..., None], w=w)]
 
     def camera_rows(self, state: State, columns: Columns) -> list[CameraRows]:
         """None."""
