@@ -170,7 +170,7 @@ def test_guidance_is_the_identity_at_first_and_still_learns() -> None:
         assert torch.equal(run(model), run(model, motion=False))
     run(model).square().mean().backward()
     block = model.blocks[0].spatial_guidance_self
-    assert float(block.spatial_guide[1].weight.abs().max()) > 0
+    assert float(block.spatial_guide[1].weight.detach().abs().max()) > 0
     assert float(block.gate.grad.abs().max()) > 0
     assert all(p.grad is None for p in model.omnimae_extractor.parameters())
 
@@ -212,15 +212,14 @@ def test_widening_the_patch_embedding_changes_no_answer() -> None:
 
 def test_recomputing_blocks_changes_neither_answer_nor_gradient() -> None:
     model = build(TINY)
+    found = []
     for recompute in (False, True):
         model.gradient_checkpointing = recompute
         model.zero_grad()
         out = run(model)
         out.square().mean().backward()
-        gradient = model.blocks[0].attn1.to_q.weight.grad.clone()
-        if recompute:
-            assert torch.equal(out, first) and torch.allclose(gradient, first_gradient, atol=1e-7)
-        first, first_gradient = out.detach(), gradient
+        found.append((out.detach(), model.blocks[0].attn1.to_q.weight.grad.clone()))
+    assert torch.equal(found[0][0], found[1][0]) and torch.allclose(found[0][1], found[1][1], atol=1e-7)
 
 
 def test_words_make_a_difference_and_only_up_to_the_end() -> None:

@@ -138,6 +138,7 @@ class MoRe4DConfig:
         frames: T; 1 + a multiple of `vae.frames_per_latent`.
         focal: (fx, fy) in image widths and heights that motion is normalised with; None: each picture's own. Published
             weights need the constants they were trained with, (1.04348, 1).
+        reference: what enters as reference tokens: the picture's latent, or the zeros that published weights know.
     """
 
     vae: VaeConfig = field(default_factory=VaeConfig)
@@ -149,6 +150,7 @@ class MoRe4DConfig:
     size: tuple[int, int] = (368, 512)
     frames: int = 49
     focal: tuple[float, float] | None = None
+    reference: Literal["picture", "zeros"] = "picture"
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit together."""
@@ -213,7 +215,7 @@ PUBLISHED_FOCAL = (720 / 960 * 512 / 368, 1.0)
 
 def paper_config() -> MoRe4DConfig:
     """The published networks: 17.1 billion parameters in the generator, 16.4 in the inpainter."""
-    return MoRe4DConfig(focal=PUBLISHED_FOCAL)
+    return MoRe4DConfig(focal=PUBLISHED_FOCAL, reference="zeros")
 
 
 def wan_1_3b_config() -> MoRe4DConfig:

@@ -1,4 +1,4 @@
-"""All of MoRe4D's networks together: autoencoder, generator (4D-STraG), inpainter (4D-ViSM), text and image encoders."""
+"""All of MoRe4D's networks: autoencoder, generator (4D-STraG), inpainter (4D-ViSM), encoders of texts and images."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ FARTHEST, NEAREST = 1e4, 1e-5
 
 
 def published_focal(original: tuple[int, int], target: tuple[int, int]) -> tuple[float, float]:
-    """(fx, fy) that the published code guesses for pictures of one (H, W) brought to another; inconsistent (spec 15)."""
+    """(fx, fy) that the published code guesses for pictures of one (H, W) brought to another (spec 9, 15)."""
     (height, width), (rows, columns) = original, target
     if width / columns > height / rows:
         return 1.0, (width / height) / (columns / rows)

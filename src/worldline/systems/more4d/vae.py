@@ -155,6 +155,21 @@ class MotionVae(nn.Module):
         for name, values in zip(("mean", "std"), constants, strict=True):
             self.register_buffer(name, torch.tensor(values), persistent=z != len(MEAN))
 
+    @torch.no_grad()
+    def standardise(self, latents: Float[Tensor, "N Z t h w"]) -> None:
+        """Set the constants so that these latents, standardised with the present ones, get mean 0 and deviation 1.
+
+        For autoencoders of another size than Wan's, whose constants are given.
+
+        Raises:
+            ValueError: the autoencoder has Wan's constants.
+        """
+        if self.config.z_dim == len(MEAN):
+            raise ValueError("Wan's autoencoder comes with its constants; they are not measured.")
+        flat = latents.transpose(0, 1).flatten(1)
+        self.mean.add_(self.std * flat.mean(1).to(self.mean))
+        self.std.mul_(flat.std(1).to(self.std).clamp(min=1e-4))
+
     def pseudo_video(self, motion: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B 3 T H W"]:
         """Normalised displacements as a video in (-1, 1)."""
         return 2 * self.trajectory_encoder(motion) - 1
@@ -179,7 +194,7 @@ class MotionVae(nn.Module):
                 f"The autoencoder needs 1 + {step}n frames and sides that are multiples of {factor}, "
                 f"got {list(video.shape[2:])}."
             )
-        chunks = [video[:, :, :1], *video[:, :, 1:].split(step, dim=2)]
+        chunks = [video[:, :, :1], *(video[:, :, start : start + step] for start in range(1, video.shape[2], step))]
         moments = self.vae.quant_conv(torch.cat(_stream(self.vae.encoder, chunks), 2))
         mean, logvar = moments.chunk(2, dim=1)
         shift, scale = (value[:, None, None, None].to(mean) for value in (self.mean, self.std))

@@ -1,0 +1,187 @@
+"""What each of MoRe4D's stages minimises: (model, samples, generator) -> named scalars (spec 1.4, 2.4, 4.6).
+
+    prior       a masked autoencoder guesses hidden patches of pictures
+    autoencoder motion (weighted by visibility), pictures and depth through one video autoencoder
+    generator   velocity of trajectory latents, from picture, depth, text and motion features
+    inpainter   velocity of video latents, from masked renderings and text
+
+Weights of the terms belong to the recipe. Different from the published trainers, deliberately: gradients reach the
+trajectory encoder; hidden tracks count less; means, not sums; sigma in float32; no batch is dropped for its loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from worldline.systems.more4d import flow
+from worldline.systems.more4d.networks import MoRe4D
+from worldline.systems.more4d.representation import (
+    depth_picture,
+    generator_conditions,
+    inpainter_conditions,
+    to_channels,
+)
+from worldline.systems.more4d.samples import FillSamples, MotionSamples
+from worldline.systems.more4d.vae import Posterior
+
+
+def weighted_mean(value: Float[Tensor, "*any"], weight: Float[Tensor, "*any"]) -> Float[Tensor, ""]:
+    """Mean under a weight; 0 where nothing counts."""
+    return (value * weight).sum() / weight.sum().clamp(min=1e-6)
+
+
+def _sampled(posterior: Posterior, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(posterior.mean.shape, generator=generator, device=posterior.mean.device)
+    return posterior.sample(noise.to(posterior.mean))
+
+
+def _kept(count: int, dropout: float, generator: torch.Generator) -> Bool[Tensor, " count"]:
+    return torch.rand(count, generator=generator, device=generator.device) >= dropout
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorObjective:
+    """The masked autoencoder of the embedded model; published weights bring OmniMAE's.
+
+    Attributes:
+        hidden: share of the patches that are hidden.
+    """
+
+    hidden: float = 0.75
+
+    def __call__(
+        self, model: MoRe4D, samples: MotionSamples, generator: torch.Generator
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Term "patches": squared error of hidden patches."""
+        images = samples.image.movedim(-1, 1)
+        guess, truth, hidden = model.generator.omnimae_extractor.guess(images, self.hidden, generator)
+        return {"patches": (guess.float() - truth)[hidden].square().mean()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeObjective:
+    """The motion-sensitive autoencoder.
+
+    Attributes:
+        pictures: also reconstruct still pictures and depth, which an autoencoder without Wan's weights must learn.
+    """
+
+    pictures: bool = False
+
+    def __call__(
+        self, model: MoRe4D, samples: MotionSamples, generator: torch.Generator
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Terms "motion" (mean absolute error), "kl" per latent number, and "picture", "depth" if asked."""
+        vae, motion = model.vae, to_channels(samples.motion)
+        posterior = vae.encode(motion)
+        error = (vae.decode(_sampled(posterior, generator)).float() - motion).abs().mean(1)
+        terms = {
+            "motion": weighted_mean(error, samples.weight),
+            "kl": posterior.kl().mean() / posterior.mean[0].numel(),
+        }
+        if self.pictures:
+            stills = {"picture": 2 * samples.image.movedim(-1, 1) - 1, "depth": depth_picture(samples.depth)}
+            for name, still in stills.items():
+                video = still[:, :, None]
+                latent = _sampled(vae.encode_video(video), generator)
+                terms[name] = (vae.decode_video(latent, clamp=False).float() - video).abs().mean()
+        return terms
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorObjective:
+    """4D-STraG: flow matching of trajectory latents.
+
+    Attributes:
+        text_dropout: share of captions left out, for guidance.
+        control_dropout: share of pictures whose control latent is zeroed.
+        shift: of the noise levels.
+    """
+
+    text_dropout: float = 0.1
+    control_dropout: float = 0.02
+    shift: float = flow.SHIFT
+
+    def __call__(
+        self, model: MoRe4D, samples: MotionSamples, generator: torch.Generator
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Term "velocity"."""
+        picture, count = 2 * samples.image.movedim(-1, 1) - 1, len(samples.image)
+        with torch.no_grad():
+            latent = _sampled(model.vae.encode(to_channels(samples.motion)), generator)
+            conditions = generator_conditions(model.vae, picture, samples.depth, samples.motion.shape[1])
+            reference = None
+            if model.config.generator.reference_tokens:
+                reference = model.vae.encode_video(picture[:, :, None]).mean[:, :, 0]
+                reference = reference * (model.config.reference == "picture")
+        z = model.config.vae.z_dim
+        control = conditions[:, :z] * _kept(count, self.control_dropout, generator)[:, None, None, None, None]
+        conditions = torch.cat([control, conditions[:, z:]], 1)
+        motion = model.generator.look(samples.image.movedim(-1, 1)) if model.generator.guided else None
+        text = model.embed_text(_dropped(samples.captions, self.text_dropout, generator))
+        seen = None if model.image is None else model.image.grey(model.config.size).expand(count, -1, -1)
+        sigma = flow.training_sigmas(self.shift).to(latent.device)[flow.draw(count, generator)]
+        noise = torch.randn(latent.shape, generator=generator, device=latent.device)
+        noisy, target = flow.noised(latent.float(), noise, sigma)
+        told = torch.cat([noisy.to(conditions), conditions], 1)
+        velocity = model.generator(told, 1000 * sigma, text, seen, reference=reference, motion=motion)
+        return {"velocity": flow.loss(velocity, target)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InpainterObjective:
+    """4D-ViSM: flow matching of video latents under masked renderings.
+
+    Attributes:
+        text_dropout: share of captions left out, for guidance.
+        shift: of the noise levels.
+    """
+
+    text_dropout: float = 0.1
+    shift: float = flow.SHIFT
+
+    def __call__(self, model: MoRe4D, samples: FillSamples, generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
+        """Term "velocity"."""
+        count = len(samples.video)
+        with torch.no_grad():
+            latent = _sampled(model.vae.encode_video(2 * to_channels(samples.video) - 1), generator)
+            rendered = 2 * to_channels(samples.rendered) - 1
+            conditions = inpainter_conditions(model.vae, rendered, samples.known[:, None])
+        text = model.embed_text(_dropped(samples.captions, self.text_dropout, generator))
+        seen = None if model.image is None else model.image(samples.video[:, 0].movedim(-1, 1))
+        sigma = flow.training_sigmas(self.shift).to(latent.device)[flow.draw(count, generator)]
+        noise = torch.randn(latent.shape, generator=generator, device=latent.device)
+        noisy, target = flow.noised(latent.float(), noise, sigma)
+        velocity = model.inpainter(
+            torch.cat([noisy.to(conditions), conditions], 1), 1000 * sigma, text, seen, motion=None
+        )
+        return {"velocity": flow.loss(velocity, target)}
+
+
+def _dropped(captions: tuple[str, ...], dropout: float, generator: torch.Generator) -> list[str]:
+    kept = _kept(len(captions), dropout, generator).tolist()
+    return [caption if keep else "" for caption, keep in zip(captions, kept, strict=True)]
+
+
+def train_only(model: nn.Module, prefixes: tuple[str, ...], except_for: tuple[str, ...] = ()) -> list[str]:
+    """Let exactly the parameters whose names start with a prefix, and with none of the exceptions, be trained.
+
+    Returns their names.
+
+    Raises:
+        ValueError: a prefix fits no parameter.
+    """
+    unused, chosen = set(prefixes), []
+    for name, parameter in model.named_parameters():
+        fitting = {prefix for prefix in prefixes if name.startswith(prefix)}
+        unused -= fitting
+        trained = bool(fitting) and not name.startswith(except_for or ("\0",))
+        parameter.requires_grad_(trained)
+        chosen += [name] if trained else []
+    if unused:
+        raise ValueError(f"No parameter of the model begins with {', '.join(sorted(unused))}.")
+    return chosen

@@ -1,0 +1,180 @@
+"""MoRe4D's weights: published files under their own names, bases to start from, and our own checkpoints.
+
+    4D-STraG/diffusion_pytorch_model*.safetensors     the whole generator, motion prior included
+    4D-ViSM/lora_diffusion_pytorch_model.safetensors  additions to Wan2.1-Fun-V1.1-14B-InP
+    VAE/{vae,encoder_prompt,decoder_prompt}/          the autoencoder and its adaptors
+
+Everything is strict: a folder that holds nothing readable, a missing or an unknown key is an error. Networks are built
+without memory and tensors put in one by one, so that a load needs the size of the weights once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worldline.io import tensors
+from worldline.io.ledger import sha256
+from worldline.systems.more4d import lora, published, transformer
+from worldline.systems.more4d.config import MoRe4DConfig, TransformerConfig, VaeConfig
+from worldline.systems.more4d.networks import MoRe4D, build
+from worldline.systems.more4d.transformer import WanTransformer4D, restore_tables, widened
+from worldline.systems.more4d.vae import MotionVae
+
+ADDED = ("ref_conv.", "feature_adapter.", "omnimae_extractor.")
+"""What a base of Wan may lack; guidance modules inside blocks, too."""
+
+
+def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Key table of a network."""
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+def load_transformer(folder: Path, config: TransformerConfig, *, dtype: torch.dtype | None = None) -> WanTransformer4D:
+    """A whole transformer from safetensors in published or diffusers naming; `dtype` None keeps the file's.
+
+    Raises:
+        WeightsError: missing, damaged, or keys and shapes that do not fit the configuration.
+    """
+    model = transformer.build(config, meta=True)
+    state = tensors.read(tensors.model_files(folder), shapes(model), rename=published.transformer_key, dtype=dtype)
+    model.load_state_dict(state, strict=True, assign=True)
+    return restore_tables(model).requires_grad_(False).eval()
+
+
+def start_from_base(model: WanTransformer4D, folder: Path) -> list[str]:
+    """Give a transformer the weights of a Wan base, in published or diffusers naming; returns what stays random.
+
+    A patch embedding with fewer input channels is widened with zeros; only additions to the stock model may be missing.
+
+    Raises:
+        WeightsError: anything else is missing, unknown, or of another shape.
+    """
+    files, own = tensors.model_files(folder), shapes(model)
+    found = {published.transformer_key(key): shape for file in files for key, shape in tensors.header(file).items()}
+    missing = [key for key in own if key not in found]
+    if any(not key.startswith(ADDED) and ".spatial_guidance_" not in key for key in missing):
+        tensors.check(str(folder), own, found)
+    expected = {key: shape for key, shape in own.items() if key in found}
+    patch = "patch_embedding.weight"
+    channels = own[patch][1]
+    expected[patch] = (own[patch][0], min(found[patch][1], channels), *own[patch][2:])
+    state = tensors.read(files, expected, rename=published.transformer_key)
+    state[patch] = widened(state[patch], channels)
+    model.load_state_dict(state, strict=False)
+    return missing
+
+
+def load_vae(folder: Path, config: VaeConfig) -> MotionVae:
+    """The published autoencoder from its folder with `vae`, `encoder_prompt` and `decoder_prompt`, in float32.
+
+    Raises:
+        WeightsError: a part is missing, has nothing readable in it, or does not fit.
+    """
+    model = MotionVae(config)
+    renames: dict[str, Callable[[str], str]] = {
+        "vae": lambda key: "vae." + published.vae_key(key, config.blocks),
+        "encoder_prompt": lambda key: published.trajectory_key(key, encoder=True),
+        "decoder_prompt": lambda key: published.trajectory_key(key, encoder=False),
+    }
+    state: dict[str, Tensor] = {}
+    for name, rename in renames.items():
+        state |= {rename(key): value.float() for key, value in part(folder / name).items()}
+    tensors.check(str(folder), shapes(model), {key: tuple(value.shape) for key, value in state.items()})
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def part(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder: safetensors, or PyTorch's own format read as plain tensors, without running code.
+
+    Raises:
+        WeightsError: no such folder, or nothing readable in it.
+    """
+    if not folder.is_dir():
+        raise tensors.WeightsError(f"{folder} is missing; the VAE needs vae, encoder_prompt and decoder_prompt.")
+    if list(folder.glob("*.safetensors")):
+        from safetensors.torch import load_file
+
+        return {key: value for file in tensors.model_files(folder) for key, value in load_file(file).items()}
+    files = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
+    if not files:
+        raise tensors.WeightsError(f"{folder} holds neither .safetensors nor .bin files; nothing would be loaded.")
+    state: dict[str, Tensor] = {}
+    for file in files:
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+            raise tensors.WeightsError(f"{file} is no plain table of tensors; convert it to safetensors.")
+        state |= loaded
+    return state
+
+
+def merge_lora(model: WanTransformer4D, file: Path, weight: float = lora.SHIPPED_WEIGHT) -> None:
+    """Add the published additions to an inpainter.
+
+    Raises:
+        WeightsError: damaged.
+        ValueError: it is for another transformer.
+    """
+    from safetensors.torch import load_file
+
+    tensors.header(file)
+    lora.merge(model, load_file(file), weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model ready to run.
+
+    Attributes:
+        model: the networks, in evaluation mode.
+        sha256: hash of its file.
+        card: what its maker says about it.
+    """
+
+    model: MoRe4D
+    sha256: str
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+def export(model: MoRe4D, path: Path, card: Mapping[str, Any]) -> Path:
+    """Write weights as fp16 safetensors (constants of latents in float32), and a JSON of how they came about."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exact = ("vae.mean", "vae.std")
+    state = {
+        key: value.detach().cpu().to(torch.float32 if key in exact else torch.float16).contiguous()
+        for key, value in model.state_dict().items()
+    }
+    save_file(state, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    about = {"config": model.config.to_dict(), "sha256": digest, **card}
+    path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+    return path
+
+
+def load_file(path: Path, *, dtype: torch.dtype = torch.float32) -> Loaded:
+    """A checkpoint written by `export`.
+
+    Raises:
+        FileNotFoundError: the file or the JSON of its name is not there.
+        WeightsError: damaged, or keys that do not fit its configuration.
+    """
+    for needed in (path, path.with_suffix(".json")):
+        if not needed.is_file():
+            raise FileNotFoundError(f"There is no {needed}; a checkpoint is a .safetensors file and its .json.")
+    card = json.loads(path.with_suffix(".json").read_text())
+    if card.get("sha256") != (found := sha256(path)):
+        raise tensors.WeightsError(f"{path} is not the file that its JSON describes; get both again.")
+    model = build(MoRe4DConfig.from_dict(card["config"]))
+    model.load_state_dict(tensors.read([path], shapes(model), dtype=dtype), strict=True)
+    model.requires_grad_(False)
+    return Loaded(model=model.eval(), sha256=found, card=card)
