@@ -24,7 +24,7 @@ class RenderSynthetic:
     size: str = "128x192"
     """Height and width in pixels."""
     category: str | None = None
-    """rigid, articulated, deforming, camera_only, object_only, both, fast, occlusion, low_texture or long; any if left out."""
+    """rigid, articulated, deforming, camera_only, object_only, both, fast, occlusion, low_texture or long; or any."""
     sensor: bool = False
     """Add the exposure, tone and noise errors of a real camera."""
     device: str = "cpu"

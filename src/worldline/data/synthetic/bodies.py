@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from worldline.data.synthetic.materials import Material
-from worldline.data.synthetic.motion import affine, rotate
+from worldline.data.synthetic.motion import Triple, affine, rotate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class Body:
 def part(
     kind: str,
     paint: Material,
-    size: tuple[float, float, float],
-    centre: tuple[float, float, float] | np.ndarray = (0, 0, 0),
+    size: Triple,
+    centre: Triple = (0, 0, 0),
     rotation: np.ndarray | None = None,
     taper: float = 1.0,
 ) -> Part:

@@ -44,7 +44,7 @@ CATEGORIES: dict[str, Category] = {
     "both": Category(cameras=TRAVELLING_CAMERA, count=(2, 5)),
     "fast": Category(cameras=TRAVELLING_CAMERA, count=(2, 4), speed=5.0),
     "occlusion": Category(
-        movers=("rigid", "articulated"), count=(3, 5), screens=3, cameras=(*TRAVELLING_CAMERA, "static")
+        movers=("rigid", "articulated"), count=(3, 5), screens=4, speed=2.0, cameras=TRAVELLING_CAMERA
     ),
     "low_texture": Category(contrast=(0.0, 0.06), clutter=0.5),
     "long": Category(cameras=TRAVELLING_CAMERA, count=(2, 5), frames=64),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -88,8 +89,10 @@ class SyntheticBatch:
 
     def to(self, device: torch.device | str) -> SyntheticBatch:
         """The batch on another device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return SyntheticBatch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+        tensors: dict[str, Any] = {
+            f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **tensors)
 
 
 @cache
@@ -227,7 +230,7 @@ def render_clip(
     if min(size) < 1:
         raise ValueError(f"A synthetic clip needs a positive image size, got {size}.")
     config = config or RenderConfig()
-    config = RenderConfig(**{**config.__dict__, "tracks": True})
+    config = replace(config, tracks=True)
     spec = sample_scene(seed, frames=frames, category=category)
     batch = render_specs([spec], size=size, device=device, config=config)
     assert batch.tracks is not None and batch.visible is not None

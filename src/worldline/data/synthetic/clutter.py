@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +15,10 @@ from worldline.data.synthetic.layouts import Placing, Stage
 STREETS = 0.4  # of the open grounds
 
 
-def sample_clutter(rng: np.random.Generator, style: Category, placing: Placing, contrast: float) -> list[Body]:
-    """Still bodies that furnish the stage, off the camera's path."""
+def sample_clutter(
+    rng: np.random.Generator, style: Category, placing: Placing, moving: Sequence[Body], contrast: float
+) -> list[Body]:
+    """Still bodies that furnish the stage, off the camera's path; screens stand before what moves."""
     stage = placing.stage
     builders: tuple[Callable[[np.random.Generator, float], Body], ...]
     if stage.kind == "room":
@@ -25,7 +27,7 @@ def sample_clutter(rng: np.random.Generator, style: Category, placing: Placing, 
         builders, most = (furniture.OUTDOOR if stage.kind == "ground" else furniture.WILD), 9
     count = int(rng.integers(3, most + 1) * style.clutter)
     still = _street(rng, placing, contrast) if stage.kind == "ground" and rng.random() < STREETS else []
-    still += [body for _ in range(style.screens) if (body := _screen(rng, placing, contrast)) is not None]
+    still += [body for _ in range(style.screens) if (body := _screen(rng, placing, moving, contrast)) is not None]
     for _ in range(count):
         if rng.random() < 0.25:
             body = placed(toys.toy(rng, np.zeros(1), contrast), np.array([0, -rng.uniform(0, 1.5), 0]))
@@ -47,14 +49,22 @@ def _settle(rng: np.random.Generator, body: Body, placing: Placing, near: float,
     return None
 
 
-def _screen(rng: np.random.Generator, placing: Placing, contrast: float) -> Body | None:
-    width = float(rng.uniform(0.15, 0.9))
-    body = (
-        furniture.panel(rng, contrast, width, float(rng.uniform(1.2, 2.6)))
-        if rng.random() < 0.6
-        else furniture.post(rng, contrast)
-    )
-    return _settle(rng, body, placing, placing.stage.near_body, 2.2 * placing.stage.near_body)
+def _screen(rng: np.random.Generator, placing: Placing, moving: Sequence[Body], contrast: float) -> Body | None:
+    """A post or narrow panel, between the first camera and something that moves if there is any."""
+    width, height = float(rng.uniform(0.15, 0.9)), float(rng.uniform(1.2, 2.6))
+    body = furniture.post(rng, contrast) if rng.random() < 0.4 else furniture.panel(rng, contrast, width, height)
+    if not moving:
+        return _settle(rng, body, placing, placing.stage.near_body, 2.2 * placing.stage.near_body)
+    pose = moving[int(rng.integers(len(moving)))].parts[0].pose
+    target, eye = pose[len(pose) // 2, [0, 2], 3], placing.view[[0, 2], 3]
+    for _ in range(8):
+        beside = rng.choice([-1.0, 1.0]) * rng.uniform(0.2, 0.9) * np.array([target[1] - eye[1], eye[0] - target[0]])
+        spot = eye + rng.uniform(0.4, 0.8) * (target - eye) + beside / np.linalg.norm(target - eye)
+        if placing.clear(spot[None], body.radius):
+            y = placing.stage.ground(spot[:1], spot[1:])
+            towards = float(np.arctan2(target[0] - eye[0], target[1] - eye[1]))
+            return placed(body, np.array([spot[0], y[0], spot[1]]), towards + rng.normal() * 0.4)
+    return None
 
 
 def _wall_panels(rng: np.random.Generator, stage: Stage, contrast: float) -> list[Body]:

@@ -12,10 +12,10 @@ from worldline.data.synthetic.motion import rotate
 def person(rng: np.random.Generator, phase: np.ndarray, contrast: float) -> Body:
     """A walking figure; phase [T] in radians of the gait (a constant phase stands still)."""
     h = float(rng.uniform(1.5, 1.95))
-    shirt = material(rng, frequency=9, contrast=contrast, patterns=("noise", "stripes", "checks"))
-    trousers = material(rng, frequency=14, contrast=0.6 * contrast)
-    skin = material(rng, base=(0.72, 0.5, 0.38), frequency=12, contrast=0.3 * contrast, vary=0.35)
-    shoes = material(rng, base="black", frequency=14, contrast=contrast)
+    shirt = material(rng, frequency=9.0, contrast=contrast, patterns=("noise", "stripes", "checks"))
+    trousers = material(rng, frequency=14.0, contrast=0.6 * contrast)
+    skin = material(rng, base=(0.72, 0.5, 0.38), frequency=12.0, contrast=0.3 * contrast, vary=0.35)
+    shoes = material(rng, base="black", frequency=14.0, contrast=contrast)
     swing, still = float(rng.uniform(0.35, 0.6)), np.zeros((len(phase), 1))
     bob = 0.012 * h * np.cos(2 * phase)
 
@@ -23,10 +23,10 @@ def person(rng: np.random.Generator, phase: np.ndarray, contrast: float) -> Body
         return np.concatenate([still + x * h, -y * h + bob[:, None], still + z * h], -1)
 
     parts = [
-        limb(shirt, at(0, 0.50), at(0, 0.83), 0.095 * h),
-        part("ellipsoid", shirt, (0.125 * h, 0.075 * h, 0.075 * h), at(0, 0.775)),
-        part("ellipsoid", trousers, (0.095 * h, 0.07 * h, 0.075 * h), at(0, 0.50)),
-        part("ellipsoid", skin, (0.055 * h, 0.075 * h, 0.062 * h), at(0, 0.925, 0.01)),
+        limb(shirt, at(0.0, 0.50), at(0.0, 0.83), 0.095 * h),
+        part("ellipsoid", shirt, (0.125 * h, 0.075 * h, 0.075 * h), at(0.0, 0.775)),
+        part("ellipsoid", trousers, (0.095 * h, 0.07 * h, 0.075 * h), at(0.0, 0.50)),
+        part("ellipsoid", skin, (0.055 * h, 0.075 * h, 0.062 * h), at(0.0, 0.925, 0.01)),
     ]
     for side in (-1, 1):
         gait = phase + (np.pi / 2) * (1 - side)
@@ -49,7 +49,7 @@ def animal(rng: np.random.Generator, phase: np.ndarray, contrast: float) -> Body
     h = float(rng.uniform(0.45, 1.3))
     length = h * float(rng.uniform(1.1, 1.5))
     fur = material(
-        rng, base=str(rng.choice(["brown", "black", "white", "grey", "orange"])), frequency=5 / h, contrast=contrast
+        rng, base=str(rng.choice(["brown", "black", "white", "grey", "orange"])), frequency=5.0 / h, contrast=contrast
     )
     still = np.zeros((len(phase), 1))
     bob = 0.015 * h * np.sin(2 * phase)[:, None]
@@ -58,13 +58,13 @@ def animal(rng: np.random.Generator, phase: np.ndarray, contrast: float) -> Body
         return np.concatenate([still + x * h, -y * h + bob, still + z * length], -1)
 
     nod = 0.1 * np.sin(phase)
-    neck = at(0, 0.85, 0.45)
+    neck = at(0.0, 0.85, 0.45)
     head = neck + 0.42 * h * np.stack([0 * nod, -np.cos(0.7 + nod), np.sin(0.7 + nod)], -1)
     parts = [
-        part("ellipsoid", fur, (0.23 * h, 0.26 * h, 0.58 * length), at(0, 0.72, 0)),
+        part("ellipsoid", fur, (0.23 * h, 0.26 * h, 0.58 * length), at(0.0, 0.72, 0.0)),
         limb(fur, neck, head, 0.13 * h),
         part("ellipsoid", fur, (0.12 * h, 0.12 * h, 0.24 * h), head + np.array([0, 0.02 * h, 0.1 * h])),
-        limb(fur, at(0, 0.85, -0.5), hinge(at(0, 0.85, -0.5), -0.5 + 0.3 * np.sin(phase), 0.5 * h), 0.04 * h),
+        limb(fur, at(0.0, 0.85, -0.5), hinge(at(0.0, 0.85, -0.5), -0.5 + 0.3 * np.sin(phase), 0.5 * h), 0.04 * h),
     ]
     for z, offset in ((0.38, 0.0), (-0.4, np.pi / 2)):
         for side in (-1, 1):
@@ -79,8 +79,8 @@ def animal(rng: np.random.Generator, phase: np.ndarray, contrast: float) -> Body
 def robot_arm(rng: np.random.Generator, phase: np.ndarray, contrast: float) -> Body:
     """A base with a three-link arm; phase [T] drives its joints."""
     scale = float(rng.uniform(0.35, 0.8))
-    metal = material(rng, base=str(rng.choice(["orange", "white", "yellow", "blue"])), contrast=contrast, frequency=6)
-    dark = material(rng, base="grey", contrast=contrast, frequency=8)
+    metal = material(rng, base=str(rng.choice(["orange", "white", "yellow", "blue"])), contrast=contrast, frequency=6.0)
+    dark = material(rng, base="grey", contrast=contrast, frequency=8.0)
     turn = rotate(1, 0.8 * np.sin(0.7 * phase + 1))
     radius = 0.13 * scale
     joint = np.tile(np.array([0.0, -0.5 * scale, 0.0]), (len(phase), 1))

@@ -98,7 +98,7 @@ def _room(rng: np.random.Generator, contrast: float) -> Stage:
         rng,
         base="brown",
         patterns=("wood", "tiles", "checks", "noise"),
-        frequency=3,
+        frequency=3.0,
         contrast=contrast,
         vary=0.6,
         tame=0.8,
@@ -181,7 +181,7 @@ def _terrain(rng: np.random.Generator, contrast: float) -> Stage:
 
 
 def lift_above_ground(path: CameraPath, stage: Stage) -> CameraPath:
-    """Raise the camera where the terrain under it comes nearer than 0.7 m, smoothly: by one offset for the whole path."""
+    """Raise the whole path by what it lacks to stay 0.7 m above the terrain."""
     position = path.cam2world[:, :3, 3]
     lack = (position[:, 1] - (stage.ground(position[:, 0], position[:, 2]) - 0.7)).max()
     if lack <= 0:

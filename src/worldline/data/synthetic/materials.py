@@ -65,7 +65,7 @@ def rotation_matrix(rng: np.random.Generator) -> np.ndarray:
     )
 
 
-def _vary(rng: np.random.Generator, colour: tuple[float, float, float], amount: float) -> tuple[float, float, float]:
+def _vary(rng: np.random.Generator, colour: tuple[float, ...], amount: float) -> tuple[float, float, float]:
     gain = 1 + amount * rng.uniform(-1, 1)
     r, g, b = (float(np.clip(c * gain + amount * 0.25 * rng.uniform(-1, 1), 0.03, 0.95)) for c in colour)
     return r, g, b
@@ -79,7 +79,7 @@ def random_colour(rng: np.random.Generator) -> tuple[float, float, float]:
 def material(
     rng: np.random.Generator,
     *,
-    base: tuple[float, float, float] | str | None = None,
+    base: tuple[float, ...] | str | None = None,
     patterns: tuple[str, ...] = ("noise",),
     frequency: float = 4.0,
     contrast: float = 1.0,

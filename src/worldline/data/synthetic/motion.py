@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+Triple = np.ndarray | tuple[float | int, ...]
+"""Three numbers, or arrays of them over time."""
+
 
 def rotate(axis: int, angle: np.ndarray | float) -> np.ndarray:
     """Right-handed rotations [..., 3, 3] about a coordinate axis."""
@@ -33,8 +36,8 @@ def rotate_about(axis: np.ndarray, angle: np.ndarray) -> np.ndarray:
 
 def affine(
     rotation: np.ndarray | None = None,
-    translation: np.ndarray | tuple[float, ...] | None = None,
-    size: np.ndarray | tuple[float, ...] | None = None,
+    translation: Triple | None = None,
+    size: Triple | None = None,
 ) -> np.ndarray:
     """4x4 maps x -> rotation (size * x) + translation; leading dimensions broadcast."""
     linear = np.eye(3) if rotation is None else np.asarray(rotation)
@@ -74,8 +77,8 @@ def ground_path(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Walk over the ground: (x, z) [T, 2], heading [T] and travelled distance [T].
 
-    Goes along an arc that stays within `reach` metres of the start however long the clip is: straight if the whole walk is
-    shorter than that, else around a circle of that size.
+    Goes along an arc that stays within `reach` metres of the start however long the clip is: nearly straight if the
+    whole walk is shorter than that, else around a circle of that size.
 
     Args:
         rng: the scene's random numbers.

@@ -47,11 +47,11 @@ def _walk(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Ground position [T, 3], heading [T] and travelled distance [T] of a body, None if it would meet the camera."""
     stage = placing.stage
-    far = stage.far_body if stage.kind == "room" else 0.6 * stage.far_body
+    far = stage.far_body if stage.kind == "room" else 0.4 * stage.far_body
     start = placing.spot(rng, stage.near_body + radius + 0.3, far)
     reach = 0.8 * float(min(stage.half[0], stage.half[2])) if stage.kind == "room" else 9.0
     path, heading, travelled = ground_path(
-        rng, frames, start, float(rng.uniform(0, 2 * np.pi)), 0 if still else speed, reach
+        rng, frames, start, float(rng.uniform(0, 2 * np.pi)), 0.0 if still else speed, reach
     )
     if not placing.clear(path, radius):
         return None

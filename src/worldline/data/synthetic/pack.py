@@ -49,7 +49,7 @@ class Tables:
         to_object: [K, 12, B, T, 1, 1] camera to object, row-major 3x4.
         taper: [K, B, 1, 1, 1] of cones.
         light: [K, 3, B, T, 1, 1] the light in object coordinates.
-        timed: [24, B, T, R] camera to object, then camera point to world scene flow; R >= K is a multiple of ROUND_SLOTS.
+        timed: [24, B, T, R] camera to object, then camera point to world scene flow; R is K rounded up.
         fixed: [FIXED, B, R] paint and identity.
         frame: [27, B, T, 1, 1] camera of each frame.
         scene: [19, B, 1, 1, 1] light and air.
@@ -221,7 +221,7 @@ def pack(specs: Sequence[SceneSpec], size: tuple[int, int], device: torch.device
     to_object = np.zeros((slots, batch, frames, 12))
     to_object[..., [3, 7, 11]] = 2.0  # an unused slot: a ray of zero direction outside the primitive, never hit
     rows = -(-slots // ROUND_SLOTS) * ROUND_SLOTS
-    timed, light = np.zeros((24, batch, frames, rows)), np.zeros((slots, 3, batch, frames))
+    timed, light = np.zeros((24, batch, frames, rows)), np.full((slots, 3, batch, frames), 4.0)  # and shades nothing
     fixed, frame, scene = np.zeros((FIXED, batch, rows)), np.zeros((27, batch, frames)), np.zeros((19, batch))
     regions = np.zeros((slots, frames, 4), dtype=np.int64)
     for b, spec in enumerate(specs):

@@ -29,7 +29,7 @@ def image_coordinates(tables: Tables, size: tuple[int, int]) -> tuple[Tensor, Te
 def background_hit(
     x: Tensor, y: Tensor, to_object: Tensor, waves: Tensor, far: Tensor, background: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Depth and slot (0 floor, 1 walls, 2 ceiling) of the background, FAR where there is sky; and whether that is final."""
+    """Depth and slot (0 floor, 1 walls, 2 ceiling) of the background, FAR for the sky; and whether that is final."""
     d = shapes.direction(x, y, to_object)
     o = (to_object[3], to_object[7], to_object[11])
     if background == "room":

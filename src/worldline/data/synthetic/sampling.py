@@ -57,10 +57,12 @@ def sample_scene(seed: int, *, frames: int | None = None, category: str | None =
         category: one of categories.NAMES, None for a random one of the training mix.
 
     Raises:
-        ValueError: for an unknown category or fewer than one frame.
+        ValueError: for an unknown category, a negative seed or fewer than one frame.
     """
     if frames is not None and frames < 1:
         raise ValueError(f"A synthetic clip needs at least one frame, got {frames}.")
+    if seed < 0:
+        raise ValueError(f"The seed of a synthetic clip must not be negative, got {seed}.")
     rng = np.random.Generator(np.random.Philox(key=int(seed)))
     name = draw(rng, category)
     style = CATEGORIES[name]
@@ -73,7 +75,7 @@ def sample_scene(seed: int, *, frames: int | None = None, category: str | None =
         stage=stage, camera=path.cam2world[:, :3, 3], view=path.cam2world[0], focal=float(focal[0])
     )
     moving = movers.sample_movers(rng, style, placing, length, tempo * style.speed, contrast)
-    still = clutter.sample_clutter(rng, style, placing, contrast)
+    still = clutter.sample_clutter(rng, style, placing, moving, contrast)
     return SceneSpec(
         seed=int(seed),
         category=name,

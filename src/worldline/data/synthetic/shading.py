@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from worldline.data.synthetic import pack, shapes, terrain
-from worldline.data.synthetic.shapes import FAR, Vector
+from worldline.data.synthetic.shapes import FAR, Entries, Vector
 from worldline.data.synthetic.textures import fractal_noise, pattern
 
 
@@ -66,7 +66,7 @@ def _rotate(m: Tensor, v: Vector, columns: int) -> Vector:
     return rows[0], rows[1], rows[2]
 
 
-def _rotate_back(m: Tensor | list[Tensor], v: Vector) -> Vector:
+def _rotate_back(m: Entries, v: Vector) -> Vector:
     """Transposed rotation part of row-major 3x4 m times v."""
     columns = [m[i] * v[0] + m[4 + i] * v[1] + m[8 + i] * v[2] for i in range(3)]
     return columns[0], columns[1], columns[2]
@@ -133,10 +133,10 @@ def shade(
     f = {i: fixed[i].index_select(0, of_scene).view_as(depth) for i in range(pack.FIXED)}
 
     # 2. Object coordinates, normal and texture.
-    at = shapes.apply(m, p)  # type: ignore[arg-type]
+    at = shapes.apply(m, p)
     own = _object_normal(at, f[pack.KIND], f[pack.TAPER], waves, background)
     n = _unit(_rotate_back(m, own))
-    q = shapes.apply([f[i] for i in range(12)], at)  # type: ignore[arg-type]
+    q = shapes.apply([f[i] for i in range(12)], at)
     ray = _unit((x.expand_as(depth), y.expand_as(depth), torch.ones_like(depth)))
     facing = shapes.dot(n, ray).abs().clamp_min(0.2)
     footprint = z / frame[pack.FOCAL] * f[pack.FREQUENCY] / facing
@@ -167,7 +167,7 @@ def shade(
     # 4. Truth.
     solid = ~sky
     world = shapes.apply(frame[pack.TO_WORLD], p)
-    flow = shapes.apply(m[12:], p)  # type: ignore[arg-type]
+    flow = shapes.apply(m[12:], p)
     normal = _rotate(frame[pack.TO_WORLD], n, 4)
     return Surface(
         rgb=torch.stack(rgb, -1),

@@ -2,14 +2,14 @@
 
 Every primitive is a unit shape in its own canonical frame (y down): the sphere of radius 1, the cube [-1, 1]^3, the
 capped cone of radius 1 at y = +1 and `taper` at y = -1 (taper 1 is a cylinder, 0 a cone). A ray is o + t d with
-d = m (x, y, 1) for the normalised image coordinates (x, y) of a camera, so t is the z-depth in that camera; `m` holds the
-12 entries of the 3x4 camera-to-object map. Components are separate tensors that broadcast against each other:
-contiguous memory for the eager path and one fused loop for the compiled one.
+d = m (x, y, 1) for the normalised image coordinates (x, y) of a camera, so t is the z-depth in that camera; `m`
+holds the 12 entries of the 3x4 camera-to-object map. Components are separate tensors that broadcast against each
+other: contiguous memory for the eager path and one fused loop for the compiled one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ FAR = 1.0e6
 TINY = 1.0e-12
 
 Vector = tuple[Tensor, Tensor, Tensor]
+Entries = Tensor | Sequence[Tensor]
 
 
 def direction(x: Tensor, y: Tensor, m: Tensor) -> Vector:
@@ -30,7 +31,7 @@ def direction(x: Tensor, y: Tensor, m: Tensor) -> Vector:
     )
 
 
-def apply(m: Tensor, p: Vector) -> Vector:
+def apply(m: Entries, p: Vector) -> Vector:
     """Points m (p, 1) for row-major 3x4 entries m [12, ...]."""
     px, py, pz = p
     return (

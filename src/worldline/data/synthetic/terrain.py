@@ -1,8 +1,9 @@
 """Terrain: the heightfield y = -sum_i a_i sin(k_i . (x, z) + phase_i).
 
-Rays meet it by bounded marching. With the height above the ground f(t) along a ray, |f''| <= C = sum_i a_i (k_i . d_xz)^2,
-so f cannot reach zero before the root of f + f' s - C s^2 / 2: a step that never passes a crest, grows where the ray climbs
-and converges like Newton's where it meets the ground. Most rays need a dozen steps; the few that graze hills go on alone.
+Rays meet it by bounded marching. A ray is at height f(t) above the ground, |f''| <= C = sum_i a_i (k_i . d_xz)^2,
+so it cannot reach zero before the root of f + f' s - C s^2 / 2: a step that never passes a crest, grows where the ray
+climbs and converges like Newton's where it meets the ground. Most rays need a dozen steps; the few that graze hills go
+on alone.
 """
 
 from __future__ import annotations

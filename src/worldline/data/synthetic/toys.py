@@ -12,9 +12,9 @@ from worldline.data.synthetic.motion import affine, rotate, rotate_about
 def car(rng: np.random.Generator, travelled: np.ndarray, contrast: float) -> Body:
     """A car whose wheels turn with the travelled distance [T]."""
     length, width, height = float(rng.uniform(3.4, 5)), float(rng.uniform(1.6, 1.9)), float(rng.uniform(1.3, 1.9))
-    paint = material(rng, contrast=0.5 * contrast, frequency=2)
-    glass = material(rng, base="black", contrast=0.4 * contrast, frequency=3)
-    tyre = material(rng, base="black", contrast=contrast, frequency=3, patterns=("stripes", "checks"), aligned=True)
+    paint = material(rng, contrast=0.5 * contrast, frequency=2.0)
+    glass = material(rng, base="black", contrast=0.4 * contrast, frequency=3.0)
+    tyre = material(rng, base="black", contrast=contrast, frequency=3.0, patterns=("stripes", "checks"), aligned=True)
     r = 0.32
     parts = [
         part("box", paint, (width / 2, 0.27 * height, length / 2), (0, -r - 0.25 * height, 0)),
@@ -56,7 +56,7 @@ def toy(rng: np.random.Generator, turn: np.ndarray, contrast: float) -> Body:
         size = (size[0], size[1], size[0])
     parts = [part(kind, paint, size, rotation=rotation, taper=taper)]
     if rng.random() < 0.35:
-        other = material(rng, frequency=2 / r, contrast=contrast, patterns=("noise", "checks", "stripes"))
+        other = material(rng, frequency=2.0 / r, contrast=contrast, patterns=("noise", "checks", "stripes"))
         arm = rotation @ (rotation_axis(rng) * np.array(size))
         small = tuple(float(v) for v in 0.45 * r * np.exp(rng.normal(size=3) * 0.2))
         parts.append(part(str(rng.choice(["box", "ellipsoid"])), other, small, arm, rotation))

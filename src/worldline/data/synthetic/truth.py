@@ -1,7 +1,7 @@
 """Dense tracks: where every surface point seen by the reference frame is at every time, and which camera sees it.
 
 Points move with the affine pose of their primitive; a point is visible if it is in the image, faces the camera, and the
-ray from the camera to it meets nothing before it (the ray is cast again, exactly through the point).
+ray from the camera through it meets it first (the ray is cast again, exactly through the point).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OCCLUSION_TOLERANCE = 1.0e-3  # relative depth within which the point itself is 
 def follow(
     steps: Steps, tables: Tables, surface: Surface, specs: Sequence[SceneSpec], reference: int
 ) -> tuple[Tensor, Tensor]:
-    """World positions [B, T, H, W, 3] at every time of what the reference frame sees, and their visibility [B, T, H, W].
+    """World tracks [B, T, H, W, 3] of what the reference frame sees, and their visibility [B, T, H, W].
 
     Raises:
         ValueError: if there is no such reference frame.
@@ -54,23 +54,23 @@ def _carry(spec: SceneSpec, slot: Tensor, points: Tensor, normals: Tensor, refer
     poses = inverse(spec.cam2world[0]) @ pack.poses(spec, parts)[0]  # object to world, [K, T, 4, 4]
     inverses = inverse(poses)
     centres = (inverses @ pack.world_poses(spec)[:, :, 3:])[..., :3, 0]  # cameras in object coordinates, [K, T, 3]
-    poses, inverses, centres = (torch.from_numpy(v).to(points.device) for v in (poses, inverses, centres))
-    back = inverses[:, reference][slot]  # [H, W, 4, 4]
+    forward, backward, eyes = (torch.from_numpy(v).to(points.device) for v in (poses, inverses, centres))
+    back = backward[:, reference][slot]  # [H, W, 4, 4]
     own = (back[..., :3, :3] @ points.double()[..., None])[..., 0] + back[..., :3, 3]
-    forth = poses[:, reference][slot]
+    forth = forward[:, reference][slot]
     normal = (forth[..., :3, :3].transpose(-1, -2) @ normals.double()[..., None])[..., 0]
     tracks, facing = [], []
     for t in range(spec.frames):
-        pose = poses[:, t][slot]
+        pose = forward[:, t][slot]
         tracks.append((pose[..., :3, :3] @ own[..., None])[..., 0] + pose[..., :3, 3])
-        facing.append(((own - centres[:, t][slot]) * normal).sum(-1) < 0)
+        facing.append(((own - eyes[:, t][slot]) * normal).sum(-1) < 0)
     return torch.stack(tracks), torch.stack(facing)
 
 
 def _unoccluded(
     steps: Steps, tables: Tables, world: Tensor, specs: Sequence[SceneSpec], size: tuple[int, int]
 ) -> Tensor:
-    """Whether world points [B, T, H, W, 3] are in the image of their frame with nothing before them."""
+    """Whether world points [B, T, H, W, 3] are in the image of their frame and what their ray meets first."""
     to_camera = torch.stack([torch.from_numpy(inverse(pack.world_poses(spec))) for spec in specs]).to(world.device)
     to_camera = to_camera[:, :, None, None]
     p = (to_camera[..., :3, :3] @ world[..., None])[..., 0] + to_camera[..., :3, 3]
@@ -88,4 +88,4 @@ def _unoccluded(
         ],
         1,
     )
-    return ahead & inside & (met >= z * (1 - OCCLUSION_TOLERANCE))
+    return ahead & inside & ((met - z).abs() <= z * OCCLUSION_TOLERANCE)
