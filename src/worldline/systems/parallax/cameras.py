@@ -13,6 +13,7 @@ from worldline.systems.parallax.epipolar import TwoView, search_focal, start_pai
 from worldline.systems.parallax.flow import workers
 from worldline.systems.parallax.grow import Grown, grow, normalise, retriangulate
 from worldline.systems.parallax.observability import (
+    CORRELATED,
     CameraSolution,
     describe,
     focal_deviation,
@@ -154,7 +155,7 @@ def to_first_camera(state: FlowState) -> FlowState:
 
 
 def _problem(clip: Clip, config: CameraConfig, sigma_px: float) -> FlowProblem:
-    noise = 25 * (0.25 / config.focal_spread) ** 2  # correlated matches of 0.25 px noise count as one in 25
+    noise = CORRELATED * (0.25 / config.focal_spread) ** 2  # matches are good to 0.25 px
     return FlowProblem(
         matches=clip.matches,
         sigma_px=sigma_px,

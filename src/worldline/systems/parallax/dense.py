@@ -12,6 +12,7 @@ from worldline.align.flow_adjust import R_MIN, FlowState
 from worldline.scene import Progress, no_progress
 from worldline.systems.parallax.fill import EdgeWeights, FillConfig, Filled, edge_weights, fill
 from worldline.systems.parallax.flow import workers
+from worldline.systems.parallax.fuse import fuse
 from worldline.systems.parallax.motion import (
     MotionConfig,
     average_score,
@@ -34,6 +35,8 @@ class DenseConfig:
         sigma_px: reprojection error at which a view counts a quarter.
         support: share of agreeing flow at which confidence starts, and at which it is full.
         texture: mean squared gradient (grey levels squared) at which confidence is halved.
+        noise_px: typical error of a flow that passed the forward-backward check.
+        fusions: rounds of temporal fusion.
         prior_pull: confidence of "log ratio to the prior = its median" at every pixel.
         fill: propagation.
         motion: dynamic mask.
@@ -43,6 +46,8 @@ class DenseConfig:
     sigma_px: float = 0.75
     support: tuple[float, float] = (0.35, 0.75)
     texture: float = 4.0
+    noise_px: float = 0.2
+    fusions: int = 2
     prior_pull: float = 0.002
     fill: FillConfig = field(default_factory=FillConfig)
     motion: MotionConfig = field(default_factory=MotionConfig)
@@ -55,7 +60,7 @@ class DenseDepth:
 
     Attributes:
         r: [T, H, W] float32 inverse depth.
-        confidence: [T, H, W] float32 in [0, 1].
+        confidence: [T, H, W] float32, probability of depth within 10 % of the truth; 0 where there is no parallax.
         moving: [T, H, W] bool.
     """
 
@@ -92,11 +97,16 @@ def dense_depth(
     count, (height, width) = len(rgb), pairs.size
     arena = Arena(config.memory_bytes)
     r, c, confidence, scores = (arena.zeros((count, height, width), np.float32) for _ in range(4))
+    other_r, other_c, precision = (arena.zeros((count, height, width), np.float32) for _ in range(3))
     moving = arena.zeros((count, height, width), np.bool_)
 
     def observe(t: int) -> None:
         seen = triangulate_frame(pairs, state, t, config.sigma_px)
         r[t], c[t] = seen.r, trust_in(seen, texture(gray[t]), config)
+        precision[t] = np.sqrt(np.maximum(local_mean(seen.information), 0)) / config.noise_px
+
+    def exchange(t: int) -> None:
+        other_r[t], other_c[t] = fuse(r, c, pairs, state, t)
 
     def propagate(t: int, weights: EdgeWeights) -> Filled:
         filled = spread(t, weights)
@@ -123,11 +133,16 @@ def dense_depth(
         c[t][grow_mask(moving[t], config.motion.dilate_px)] = 0
         filled = propagate(t, edge_weights(rgb[t], config.fill.edge))
         r[t] = filled.value if prior is not None else ground_contact(filled.value, labels, config.motion)
-        confidence[t] = np.where(moving[t], 0.3 * filled.confidence, filled.confidence)
+        sure = probability(filled.confidence, precision[t] * filled.value) if see_depth else filled.confidence
+        confidence[t] = np.where(moving[t], 0.3 * sure, sure)
 
-    for name, work in (("triangulation", observe if see_depth else None), ("motion", score), ("depth", finish)):
-        if work is not None:
-            for_all(work, count, name, progress)
+    if see_depth:
+        for_all(observe, count, "triangulation", progress)
+    for _ in range(config.fusions if see_depth else 0):
+        for_all(exchange, count, "fusion", progress)
+        (r, other_r), (c, other_c) = (other_r, r), (other_c, c)
+    for_all(score, count, "motion", progress)
+    for_all(finish, count, "depth", progress)
     steady(r, moving, pairs, state)
     return DenseDepth(r=np.maximum(r, R_MIN, out=r), confidence=confidence, moving=moving)
 
@@ -170,6 +185,24 @@ def trust_in(seen: Triangulated, tex: np.ndarray, config: DenseConfig) -> np.nda
     usual = max(float(np.quantile(seen.information, 0.75)), 1e-6)
     known = np.minimum(seen.information / usual, 1) * (seen.r > 2 * R_MIN)
     return (agreement * known * tex / (tex + config.texture)).astype(np.float32)
+
+
+def probability(support: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """Probability [H, W] that depth is within 10 % of the truth, at one scale per clip.
+
+    A logistic function of the propagated support [H, W] in [0, 1] and of the precision r sqrt(information) / noise (how
+    many standard deviations the inverse depth is from zero), fitted on clips with truth; see the README's table.
+    """
+    odds = np.maximum(np.log((support + 0.01) / (1.01 - support)), 0)
+    logit = -1.75 + 0.28 * odds * np.log(np.clip(precision, 1, 300))
+    return (1 / (1 + np.exp(-logit))).astype(np.float32)
+
+
+def local_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over 9x9 px."""
+    import cv2
+
+    return cv2.blur(values, (9, 9))
 
 
 def fuse_prior(r: np.ndarray, c: np.ndarray, prior: np.ndarray, weights: EdgeWeights, config: DenseConfig) -> Filled:

@@ -26,17 +26,19 @@ class FillConfig:
         near: smoothness (lambda) of the first rounds.
         far: smoothness of the round that closes large holes.
         passes: row and column passes of the smoother.
-        ridge: slope regulariser, in units of the longer side.
+        ridge: slope regulariser of the near rounds, in units of the longer side.
+        far_ridge: the same of the far round, where planes extrapolate.
         trust: propagated confidence at which the near fit counts half.
         range: values are clipped to (low, high) times the (0.5, 99.5) percentiles of the confident ones.
     """
 
     edge: float = 0.06
     near: float = 30.0
-    far: float = 4000.0
+    far: float = 6000.0
     passes: int = 3
     ridge: float = 0.03
-    trust: float = 0.02
+    far_ridge: float = 0.08
+    trust: float = 0.012
     range: tuple[float, float] = (0.5, 1.3)
 
 
@@ -92,7 +94,7 @@ def fill(value: np.ndarray, confidence: np.ndarray, weights: EdgeWeights, config
     c = c / (1 + ((value - first) / (0.1 * np.abs(first) + 0.02)) ** 2)
     moments = _moments(value, c)
     near, support = _plane_fit(smooth(moments, weights, config.near, config.passes), ridge)
-    far, _ = _plane_fit(smooth(moments, weights, config.far, config.passes), ridge)
+    far, _ = _plane_fit(smooth(moments, weights, config.far, config.passes), np.float32(config.far_ridge**2))
     trust = support / (support + np.float32(config.trust))
     mixed = trust * near + (1 - trust) * far
     confident = confidence > 0.3

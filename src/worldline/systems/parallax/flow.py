@@ -37,6 +37,7 @@ class FlowConfig:
         patch_stride: DIS patch stride; 3 is denser and twice as slow as 4.
         noise_px: forward-backward error of a good match.
         relative: the same, squared and relative to squared flow length.
+        small_pixels: frames with fewer pixels are doubled before their flow is computed, which halves its noise.
         memory_bytes: flows beyond this go to a temporary file.
     """
 
@@ -46,6 +47,7 @@ class FlowConfig:
     patch_stride: int = 4
     noise_px: float = 0.5
     relative: float = 0.0025
+    small_pixels: int = 24_000
     memory_bytes: int = 1 << 30
 
 
@@ -91,6 +93,18 @@ def choose_gaps(gray: Sequence[np.ndarray], flow: Flow, config: FlowConfig) -> t
     return tuple(gaps)
 
 
+def doubled(flow: Flow) -> Flow:
+    """The same flow computed at twice the resolution."""
+    import cv2
+
+    def larger(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        size = (source.shape[1], source.shape[0])
+        images = [cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC) for image in (source, target)]
+        return cv2.resize(flow(*images), size, interpolation=cv2.INTER_AREA) / 2
+
+    return larger
+
+
 def compute_flows(
     gray: Sequence[np.ndarray], flow: Flow, config: FlowConfig, progress: Progress = no_progress
 ) -> FlowPairs:
@@ -104,6 +118,7 @@ def compute_flows(
     """
     count, size = len(gray), gray[0].shape
     gaps = choose_gaps(gray, flow, config)
+    flow = doubled(flow) if size[0] * size[1] < config.small_pixels else flow
     offsets = tuple(sign * gap for gap in gaps for sign in (1, -1))
     arena = Arena(config.memory_bytes)
     store = FlowPairs(

@@ -13,7 +13,7 @@ from worldline.systems.parallax.statistic import CameraKind, Parallax, measure
 
 FocalKind = Literal["given", "estimated", "not_observable"]
 CORRELATED = 50.0
-"""Neighbouring matches and overlapping gaps share their errors: so many count as one (calibrated on clips with truth)."""
+"""Neighbouring matches share their errors: so many count as one (calibrated on clips with truth)."""
 
 
 @dataclass(frozen=True, kw_only=True)
