@@ -111,7 +111,9 @@ def _begin(model: Geo4D, stage: Stage, source: Source, device: str) -> Geo4D:
     if stage.measure_latents:
         model.config = _with_scale(model.config, 1.0)
         batches = source(stage, model, device)
-        latents = torch.cat([target_latents(model, batches(index).pictures) for index in range(MEASURED_BATCHES)])
+        latents = torch.cat(
+            [target_latents(model, batches(index).pictures).flatten() for index in range(MEASURED_BATCHES)]
+        )
         model.config = _with_scale(model.config, round(1 / float(latents.std()), 5))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(stage.trainable))
