@@ -12,11 +12,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from worldline.align.config import AlignConfig
-from worldline.align.fuse import FrameFields, Fusion, fuse_frame, moved_pixels
+from worldline.align.fuse import FrameFields, Fusion, fuse_frames, moved_pixels
 from worldline.align.observation import Observation
 from worldline.align.state import State
 from worldline.geometry.pose import Similarity
 from worldline.scene import Cameras, Provenance, Scale, Scene4D, Video
+
+_PIXELS_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +65,31 @@ class Alignment:
             for frame in frames if bool(self.kept[k]) else ():
                 order.setdefault(frame, []).append(k)
         loaded: dict[int, Observation] = {}
-        for n in range(len(self.cameras)):
-            for k in order.get(n, []):
+        T, most = len(self.cameras), max(1, _PIXELS_AT_ONCE // (self.cameras.size[0] * self.cameras.size[1]))
+        n = 0
+        while n < T:
+            names = order.get(n, [])
+            last = n + 1
+            while last < T and last - n < most and order.get(last, []) == names:
+                last += 1
+            for k in names:
                 if k not in loaded:
                     loaded[k] = self.observations[k]
-            yield self._frame(n, [(k, loaded[k]) for k in order.get(n, [])])
-            loaded = {k: value for k, value in loaded.items() if self.window_frames[k][-1] > n}
+            several = self._fuse(list(range(n, last)), [(k, loaded[k]) for k in names])
+            yield from (several.frame(i) for i in range(last - n))
+            loaded = {k: value for k, value in loaded.items() if self.window_frames[k][-1] >= last}
+            n = last
 
-    def _frame(self, n: int, views: list[tuple[int, Observation]]) -> FrameFields:
-        ray = self.rays[n] if self.rays.ndim == 4 else self.rays
+    def _fuse(self, frames: list[int], views: list[tuple[int, Observation]]) -> FrameFields:
+        """Fields of frames that the same windows see."""
+        ray = self.rays[frames] if self.rays.ndim == 4 else self.rays.expand(len(frames), *self.rays.shape)
         if not views:
             return self._empty(ray)
         world, weight, flow, flow_weight, disparity = [], [], [], [], []
         has_flow = any(o.scene_flow is not None for _, o in views)
         for k, o in views:
-            i = o.frames.index(n)
+            pick = [o.frames.index(n) for n in frames]
+            i = slice(pick[0], pick[-1] + 1) if pick[-1] - pick[0] == len(pick) - 1 else pick
             similarity = Similarity(
                 scale=self.windows.scale[k], rotation=self.windows.rotation[k], translation=self.windows.translation[k]
             )
@@ -86,29 +98,31 @@ class Alignment:
             weight.append(w)
             disparity.append(None if o.disparity is None else o.disparity[i].float())
             if has_flow:
-                asked = w * self._flow_mask(o, i, n)
+                asked = w * self._flow_mask(o, i, frames)
                 value = o.scene_flow[i].float() if o.scene_flow is not None else torch.zeros_like(world[-1])
                 flow.append(similarity.apply_vector(torch.where((asked > 0)[..., None], value, 0.0)))
                 flow_weight.append(asked)
         ray, weights, names = ray.to(world[0]), torch.stack(weight), [k for k, _ in views]
         on_rays = self.config.points_on_rays
-        return fuse_frame(
+        return fuse_frames(
             torch.stack(world), weights, torch.stack(flow) if has_flow else None,
-            torch.stack(flow_weight) if has_flow else None, self.cameras.cam2world[n], ray, self.reference_weight,
+            torch.stack(flow_weight) if has_flow else None, self.cameras.cam2world[frames], ray, self.reference_weight,
             (lambda q: self.fusion.depth(names, q, weights, disparity, ray)) if on_rays else None,
         )  # fmt: skip
 
-    def _flow_mask(self, o: Observation, i: int, n: int) -> Tensor:
-        if o.scene_flow is None or n == len(self.cameras) - 1:
+    def _flow_mask(self, o: Observation, i: slice | list[int], frames: list[int]) -> Tensor:
+        if o.scene_flow is None:
             return torch.zeros_like(o.confidence[i])
-        if o.flow_valid is None:
-            return torch.ones_like(o.confidence[i])
-        return o.flow_valid[i].to(o.confidence)
+        mask = torch.ones_like(o.confidence[i]) if o.flow_valid is None else o.flow_valid[i].to(o.confidence)
+        if frames[-1] == len(self.cameras) - 1:
+            mask = mask.clone()
+            mask[-1] = 0
+        return mask
 
     def _empty(self, ray: Tensor) -> FrameFields:
-        """A frame that no window speaks about: nothing is valid."""
+        """Frames that no window speaks about: nothing is valid."""
         ray = ray.float()
-        nothing = torch.zeros(ray.shape[:2])
+        nothing = torch.zeros(ray.shape[:3])
         flow = any(o is not None for o in (self.observations[0].scene_flow,))
         return FrameFields(
             points=ray, depth=torch.ones_like(nothing), valid=nothing.bool(), confidence=nothing,

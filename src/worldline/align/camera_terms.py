@@ -12,7 +12,7 @@ from worldline.align.kernels import CauchyKernel, Kernel, NormKernel
 from worldline.align.rotations import chord, chord_jacobian
 from worldline.align.sampling import Samples
 from worldline.align.state import Columns, Geometry, State
-from worldline.align.terms import CameraRows, PixelRows
+from worldline.align.terms import CameraRows, PixelBlocks
 from worldline.geometry.pose import hat, so3_log
 
 
@@ -56,7 +56,7 @@ class RayTerm:
         turn, move, _ = self._residual(state)
         return (self.weight * (self.kernel.cost((turn * turn).sum(-1)) + self.kernel.cost((move * move).sum(-1)))).sum()
 
-    def pixel_rows(self, state: State, geometry: Geometry, samples: Samples, views: slice) -> list[PixelRows]:
+    def pixel_blocks(self, state: State, geometry: Geometry, samples: Samples, views: slice) -> list[PixelBlocks]:
         """None."""
         return []
 
@@ -101,7 +101,7 @@ class SmoothnessTerm:
         turn, move = self._residual(state)
         return self.weight * (self.kernel.cost((turn * turn).sum(-1)) + self.kernel.cost((move * move).sum(-1))).sum()
 
-    def pixel_rows(self, state: State, geometry: Geometry, samples: Samples, views: slice) -> list[PixelRows]:
+    def pixel_blocks(self, state: State, geometry: Geometry, samples: Samples, views: slice) -> list[PixelBlocks]:
         """None."""
         return []
 
@@ -139,7 +139,7 @@ class ScaleGaugeTerm:
         """Half of the weighted square."""
         return 0.5 * self.strength * self._residual(state).square().sum()
 
-    def pixel_rows(self, state: State, geometry: Geometry, samples: Samples, views: slice) -> list[PixelRows]:
+    def pixel_blocks(self, state: State, geometry: Geometry, samples: Samples, views: slice) -> list[PixelBlocks]:
         """None."""
         return []
 
@@ -187,7 +187,7 @@ class AccelerationTerm:
             total = total + self.kernel.cost((state.log_focal.diff(n=2) / self.zoom).square())
         return total.sum()
 
-    def pixel_rows(self, state: State, geometry: Geometry, samples: Samples, views: slice) -> list[PixelRows]:
+    def pixel_blocks(self, state: State, geometry: Geometry, samples: Samples, views: slice) -> list[PixelBlocks]:
         """None."""
         return []
 
@@ -238,7 +238,7 @@ class FocalTerm:
         """Sum over beliefs."""
         return 0.5 * self._residual(state).square().sum()
 
-    def pixel_rows(self, state: State, geometry: Geometry, samples: Samples, views: slice) -> list[PixelRows]:
+    def pixel_blocks(self, state: State, geometry: Geometry, samples: Samples, views: slice) -> list[PixelBlocks]:
         """None."""
         return []
 

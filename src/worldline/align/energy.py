@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -81,11 +82,24 @@ class Energy:
             cameras.append(camera)
             points.append(point)
         for term in self.terms:
-            for rows in term.camera_rows(state, self.columns):
-                weighted = rows.J * rows.w[:, None, None]
-                g = (weighted.mT @ rows.r[..., None])[..., 0]
-                cameras.append(CameraBlock(columns=rows.columns, H=weighted.mT @ rows.J, g=g))
+            cameras += self.camera_blocks(term, state)
         return Normal(cost=self.cost(state), cameras=cameras, points=points)
+
+    def camera_blocks(self, term: Term, state: State) -> list[CameraBlock]:
+        """Normal equations of a term that touches no pixel."""
+        blocks = []
+        for rows in term.camera_rows(state, self.columns):
+            weighted = rows.J * rows.w[:, None, None]
+            g = (weighted.mT @ rows.r[..., None])[..., 0]
+            blocks.append(CameraBlock(columns=rows.columns, H=weighted.mT @ rows.J, g=g))
+        return blocks
+
+    def extended(self, normal: Normal, term: Term, state: State) -> tuple[Energy, Normal]:
+        """The energy with one more term that touches no pixel, and its linearisation from that of the others."""
+        energy = copy.copy(self)
+        energy.terms = [*self.terms, term]
+        cost = normal.cost + float(term.cost(state, self.geometry(state), self.samples))
+        return energy, replace(normal, cost=cost, cameras=normal.cameras + self.camera_blocks(term, state))
 
     def _pixels(self, state: State, geometry: Geometry, views: slice, frames: slice) -> tuple[CameraBlock, PointBlock]:
         """Pixel terms of some frames: blocks of their cameras and windows, and of their depths."""
@@ -96,15 +110,12 @@ class Energy:
         E = torch.zeros(V, n, 10, **like)
         h, b = torch.zeros(F, n, **like), torch.zeros(F, n, **like)
         for term in self.terms:
-            for rows in term.pixel_rows(state, geometry, self.samples, views):
-                flat = rows.J.flatten(1, 2)
-                heavy = (rows.J * rows.w[..., None, None]).flatten(1, 2)
-                H[:, rows.part, rows.part] += heavy.mT @ flat
-                g[:, rows.part] += heavy.mT @ rows.r.flatten(1)[..., None]
-                wp = rows.p * rows.w[..., None]
-                E[..., rows.part] += (wp[..., None, :] @ rows.J).squeeze(-2)
-                h.index_add_(0, frame, (wp * rows.p).sum(-1))
-                b.index_add_(0, frame, (wp * rows.r).sum(-1))
+            for block in term.pixel_blocks(state, geometry, self.samples, views):
+                H[:, block.part, block.part] += block.H
+                g[:, block.part, 0] += block.g
+                E[..., block.part] += block.E
+                h.index_add_(0, frame, block.h)
+                b.index_add_(0, frame, block.b)
         basis = view_basis(state, self.samples, geometry, views)
         together = torch.zeros(F, self.most, n, 10, **like)
         together[frame, self.rank[views]] = E

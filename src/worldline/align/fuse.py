@@ -9,7 +9,7 @@ ln (a.q_k / |a|^2) with q_k = R_n^T (S_k P_k - c_n) and a = K^-1 (u, v, 1), and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,11 +17,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from worldline.align.noise import ScaleTable
+from worldline.align.rotations import dot
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameFields:
-    """Everything per pixel of one frame; world coordinates.
+    """Everything per pixel of one frame (or of several, with one more leading dimension); world coordinates.
 
     Attributes:
         points: [H, W, 3]; finite everywhere.
@@ -32,19 +33,24 @@ class FrameFields:
         flow_valid: [H, W] or None.
     """
 
-    points: Float[Tensor, "H W 3"]
-    depth: Float[Tensor, "H W"]
-    valid: Bool[Tensor, "H W"]
-    confidence: Float[Tensor, "H W"]
-    scene_flow: Float[Tensor, "H W 3"] | None
-    flow_valid: Bool[Tensor, "H W"] | None
+    points: Float[Tensor, "*F H W 3"]
+    depth: Float[Tensor, "*F H W"]
+    valid: Bool[Tensor, "*F H W"]
+    confidence: Float[Tensor, "*F H W"]
+    scene_flow: Float[Tensor, "*F H W 3"] | None
+    flow_valid: Bool[Tensor, "*F H W"] | None
+
+    def frame(self, i: int) -> FrameFields:
+        """One of several frames."""
+        pick = {f.name: getattr(self, f.name) for f in fields(self)}
+        return FrameFields(**{name: None if v is None else v[i] for name, v in pick.items()})
 
 
 def depth_sweep(
     q: Float[Tensor, "k *p 3"], weight: Float[Tensor, "k *p"], ray: Float[Tensor, "*p 3"], sweeps: int
 ) -> Float[Tensor, "*p"]:
     """Depth along each ray that minimises the weighted sum of Euclidean distances to the points q; 0 where weight is 0."""
-    along = (q * ray).sum(-1) / (ray * ray).sum(-1)
+    along = dot(q, ray) / dot(ray, ray)
     omega = weight
     depth = (omega * along).sum(0) / omega.sum(0).clamp_min(1e-12)
     for _ in range(sweeps if len(q) > 1 else 0):
@@ -78,11 +84,11 @@ class RobustFusion:
     disparity_noise: tuple[ScaleTable, ...] | None = None
 
     def depth(
-        self, windows: list[int], q: Float[Tensor, "k H W 3"], weight: Float[Tensor, "k H W"],
-        disparity: list[Tensor | None], ray: Float[Tensor, "H W 3"],
-    ) -> Float[Tensor, "H W"]:  # fmt: skip
+        self, windows: list[int], q: Float[Tensor, "k F H W 3"], weight: Float[Tensor, "k F H W"],
+        disparity: list[Tensor | None], ray: Float[Tensor, "F H W 3"],
+    ) -> Float[Tensor, "F H W"]:  # fmt: skip
         """Depth along z; 0 where nothing is known."""
-        along = (q * ray).sum(-1) / (ray * ray).sum(-1)
+        along = dot(q, ray) / dot(ray, ray)
         seen = (weight > 0) & (along > 0)
         values = [torch.where(seen, along, torch.ones_like(along)).log()]
         precision = [torch.where(seen, 1 / self.along.at(weight), torch.zeros_like(along))]
@@ -117,22 +123,22 @@ def _ask_neighbours(x: Tensor, precision: Tensor, mean: Tensor, unclear: Tensor)
     """Where estimates contradict each other or are missing, the median of clear neighbours (5 x 5) has a weak say."""
     if not bool(unclear.any()) or bool(unclear.all()):
         return mean
-    height, width = mean.shape
-    row, col = torch.nonzero(unclear, as_tuple=True)
+    _, height, width = mean.shape
+    frame, row, col = torch.nonzero(unclear, as_tuple=True)
     step = torch.arange(-2, 3, device=mean.device)
     rows = (row[:, None, None] + step[:, None]).clamp(0, height - 1).expand(-1, 5, 5)
     cols = (col[:, None, None] + step).clamp(0, width - 1).expand(-1, 5, 5)
-    index = (rows * width + cols).flatten(1)
+    index = ((frame[:, None, None] * height + rows) * width + cols).flatten(1)
     around = torch.where(
         unclear.flatten()[index], torch.full_like(mean.flatten()[index], torch.nan), mean.flatten()[index]
     )
     middle = around.nanmedian(1).values
     known = torch.isfinite(middle)
-    middle = torch.where(known, middle, mean[row, col])
-    own = torch.cat([x[:, row, col], middle[None]])
-    weak = torch.cat([precision[:, row, col], torch.where(known, 1 / 0.15, 0.0).to(mean)[None]])
+    middle = torch.where(known, middle, mean[frame, row, col])
+    own = torch.cat([x[:, frame, row, col], middle[None]])
+    weak = torch.cat([precision[:, frame, row, col], torch.where(known, 1 / 0.15, 0.0).to(mean)[None]])
     out = mean.clone()
-    out[row, col] = _robust_mean(own, weak, middle)
+    out[frame, row, col] = _robust_mean(own, weak, middle)
     return out
 
 
@@ -157,25 +163,25 @@ def median_sweep(
     return middle
 
 
-def fuse_frame(
-    world: Float[Tensor, "k H W 3"], weight: Float[Tensor, "k H W"], flow: Float[Tensor, "k H W 3"] | None,
-    flow_weight: Float[Tensor, "k H W"] | None, pose: Float[Tensor, "4 4"], ray: Float[Tensor, "H W 3"],
+def fuse_frames(
+    world: Float[Tensor, "k F H W 3"], weight: Float[Tensor, "k F H W"], flow: Float[Tensor, "k F H W 3"] | None,
+    flow_weight: Float[Tensor, "k F H W"] | None, pose: Float[Tensor, "F 4 4"], ray: Float[Tensor, "F H W 3"],
     reference_weight: float, depth_of: Callable[[Tensor], Tensor] | None,
 ) -> FrameFields:  # fmt: skip
-    """Blend what k windows say about one frame.
+    """Blend what k windows say about F frames that they all see.
 
     Args:
         world: points of the windows in the world; weight 0 where they are to be ignored.
         weight: confidence.
         flow: scene flow in the world, or None.
         flow_weight: its confidence.
-        pose: cam2world of the frame.
+        pose: cam2world of the frames.
         ray: camera rays with z = 1.
         reference_weight: sum of weights that counts as full confidence.
-        depth_of: depth of the pixels from the windows' points in the camera [k, H, W, 3], puts points on their rays;
+        depth_of: depth of the pixels from the windows' points in the camera [k, F, H, W, 3], puts points on their rays;
             None keeps the blended points (see AlignConfig.points_on_rays).
     """
-    rotation, centre = pose[:3, :3].to(world), pose[:3, 3].to(world)
+    rotation, centre = pose[:, None, :3, :3].to(world), pose[:, None, None, :3, 3].to(world)
     q = (world - centre) @ rotation
     total = weight.sum(0)
     blended = median_sweep(q, weight) if depth_of is None else None

@@ -20,6 +20,7 @@ from worldline.align.fuse import depth_sweep
 from worldline.align.initialize import Start
 from worldline.align.kernels import NormKernel
 from worldline.align.rays import RayViews
+from worldline.align.rotations import dot
 from worldline.align.sampling import Samples
 from worldline.align.schur import LMConfig, minimise
 from worldline.align.state import State, make_columns
@@ -82,10 +83,10 @@ def minimise_published(
     fixed = torch.zeros(columns.size, dtype=torch.bool)
     fixed[columns.camera[0]] = True
     total = float((samples.weight >= 0).sum())
-    for eps in (3e-2, 3e-3, 3e-4):
+    for eps, iterations in ((3e-2, 8), (3e-3, 8), (3e-4, 6)):
         terms = _terms(samples, disparity_ok, rays, weights, NormKernel(eps=eps), total)
         energy = Energy(terms, samples, xy, columns, fixed)
-        state = minimise(energy, state, LMConfig(iterations=15, tolerance=2e-5)).state
+        state = minimise(energy, state, LMConfig(iterations=iterations, tolerance=1e-4)).state
     return PublishedSolution(
         state=state, costs=energy.costs(state),
         ray_windows=tuple(rays.window.unique().tolist()) if rays is not None else (),
@@ -184,7 +185,7 @@ def _fit_trajectory(state: State, rays: RayViews) -> State:
 
 def published_depth(
     q: Float[Tensor, "k *p 3"], weight: Float[Tensor, "k *p"], ray: Float[Tensor, "*p 3"],
-    inverse: Float[Tensor, "k *p"] | None, inverse_weight: Float[Tensor, "k *p"] | None, sweeps: int = 12,
+    inverse: Float[Tensor, "k *p"] | None, inverse_weight: Float[Tensor, "k *p"] | None, sweeps: int = 6,
 ) -> Float[Tensor, "*p"]:  # fmt: skip
     """Depth of each pixel that minimises  sum w |D a - q_k| + sum w' |1/D - delta_k|  (specs/geo4d.md 6.3 (3)).
 
@@ -201,7 +202,7 @@ def published_depth(
     depth = depth_sweep(q, weight, ray, 4)
     fallback = depth[depth > 0].median() if bool((depth > 0).any()) else torch.ones_like(depth).mean()
     x = torch.where(depth > 1e-3 * fallback, depth, fallback).log()
-    square, along = (ray * ray).sum(-1), (q * ray).sum(-1)
+    square, along = dot(ray, ray), dot(q, ray)
 
     def cost(x: Tensor) -> Tensor:
         value = (weight * (x.exp()[None, ..., None] * ray - q).norm(dim=-1)).sum(0)
@@ -241,9 +242,9 @@ class PublishedFusion:
     weights: PublishedWeights
 
     def depth(
-        self, windows: list[int], q: Float[Tensor, "k H W 3"], weight: Float[Tensor, "k H W"],
-        disparity: list[Tensor | None], ray: Float[Tensor, "H W 3"],
-    ) -> Float[Tensor, "H W"]:  # fmt: skip
+        self, windows: list[int], q: Float[Tensor, "k F H W 3"], weight: Float[Tensor, "k F H W"],
+        disparity: list[Tensor | None], ray: Float[Tensor, "F H W 3"],
+    ) -> Float[Tensor, "F H W"]:  # fmt: skip
         """Depth along z."""
         w = weight.clamp(max=self.weights.most_confident)
         inverse, mask = torch.zeros_like(w), torch.zeros_like(w)

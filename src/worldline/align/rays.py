@@ -13,7 +13,7 @@ from worldline.align.observation import Observation
 from worldline.geometry.pose import from_rt
 from worldline.geometry.raymap import to_cameras_procrustes
 
-_RAYS = 400  # per frame: enough for three angles, a centre and a focal
+_RAYS = 250  # per frame: enough for three angles, a centre and a focal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def _fit(o: Observation, principal: Tensor, focal_px: float) -> tuple[Tensor, Te
     offset = uv - principal[:, None]
     f = torch.full((len(o),), focal_px, dtype=torch.float64).log()
     w = torch.ones_like(d[..., 0])
-    for _ in range(5):
+    for _ in range(3):
         ray = _pinhole(offset, f)
         rotation = _procrustes(d, ray, w)
         error = d - ray @ rotation.mT

@@ -29,6 +29,7 @@ from worldline.align.noise import (
     normal_scale,
 )
 from worldline.align.rays import RayViews
+from worldline.align.rotations import dot
 from worldline.align.sampling import Samples
 from worldline.align.schur import LMConfig, minimise
 from worldline.align.smoothness import by_evidence, first_guess
@@ -201,12 +202,12 @@ def _split(residual: Tensor, ray: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
     """Unit ray, its length, the residual across it in a frame (x, y), and along it."""
     length = ray.norm(dim=-1)
     axis = ray / length[..., None]
-    front = (residual * axis).sum(-1)
+    front = dot(residual, axis)
     side = residual - front[..., None] * axis
     return axis, length, side[..., :2], front
 
 
-def refine_all(problem: Refinement, start: Start, focal_terms: list[Term], rounds: int = 3) -> Refined:
+def refine_all(problem: Refinement, start: Start, focal_terms: list[Term], rounds: int = 2) -> Refined:
     """Alternate between measuring noise and lowering the energy."""
     state = State(
         rotation=start.rig.rotation, centre=start.rig.centre, log_focal=start.rig.log_focal, windows=start.windows,
@@ -219,12 +220,13 @@ def refine_all(problem: Refinement, start: Start, focal_terms: list[Term], round
     smooth = first_guess(state) if len(state.centre) > 3 else None
     for number in range(rounds):
         noise = problem.measure(state)
-        terms = problem.terms(state, noise, focal_terms)
+        energy, last = problem.energy(problem.terms(state, noise, focal_terms)), number == rounds - 1
+        normal = energy.linearize(state)
         if smooth is not None:
-            smooth = by_evidence(problem.energy(terms), state, smooth)
-            terms = [*terms, smooth]
-        energy, last = problem.energy(terms), number == rounds - 1
-        state = minimise(energy, state, LMConfig(iterations=8 if last else 4, tolerance=1e-6 if last else 1e-4)).state
+            smooth = by_evidence(energy, normal, state, smooth)
+            energy, normal = energy.extended(normal, smooth, state)
+        schedule = LMConfig(iterations=8 if last else 3, tolerance=1e-6 if last else 1e-3)
+        state = minimise(energy, state, schedule, first=normal).state
     notes: dict[str, Any] = {
         "objective": {name: round(value, 6) for name, value in energy.costs(state).items()},
         "noise": {

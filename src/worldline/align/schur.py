@@ -138,11 +138,18 @@ class Problem(Protocol):
     def retract(self, state: Any, dx: Tensor, dd: list[Tensor]) -> Any: ...  # noqa: D102
 
 
-def minimise(problem: Problem, state: Any, config: LMConfig = LMConfig()) -> Result:
-    """Lower the cost by damped Gauss-Newton steps, accepting only steps that lower it."""
+def minimise(problem: Problem, state: Any, config: LMConfig = LMConfig(), first: Normal | None = None) -> Result:
+    """Lower the cost by damped Gauss-Newton steps, accepting only steps that lower it.
+
+    Args:
+        problem: see `Problem`.
+        state: where to start.
+        config: schedule.
+        first: the linearisation at `state` where it is known already.
+    """
     damping, history = config.damping, []
-    for _ in range(config.iterations):
-        normal = problem.linearize(state)
+    for number in range(config.iterations):
+        normal = first if number == 0 and first is not None else problem.linearize(state)
         if not history:
             history.append(normal.cost)
         cost = normal.cost

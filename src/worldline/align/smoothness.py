@@ -8,7 +8,7 @@ from torch import Tensor
 from worldline.align.camera_terms import AccelerationTerm
 from worldline.align.energy import Energy
 from worldline.align.noise import normal_scale
-from worldline.align.schur import reduced_system
+from worldline.align.schur import Normal, reduced_system
 from worldline.align.state import Columns, State
 
 _MOST_FRAMES = 100  # of a long video that are asked, in its middle
@@ -21,7 +21,7 @@ def first_guess(state: State) -> AccelerationTerm:
     return _floored(normal_scale(turn.norm(dim=-1), 3), normal_scale(move.norm(dim=-1), 3), state)
 
 
-def by_evidence(data: Energy, state: State, old: AccelerationTerm) -> AccelerationTerm:
+def by_evidence(data: Energy, normal: Normal, state: State, old: AccelerationTerm) -> AccelerationTerm:
     """MacKay's fixed point for the standard deviations of the camera's accelerations a:
 
         sigma^2 = sum a^2 / (N - trace(posterior variance of a) / sigma^2).
@@ -31,11 +31,12 @@ def by_evidence(data: Energy, state: State, old: AccelerationTerm) -> Accelerati
 
     Args:
         data: the energy without smoothness.
-        state: where to linearise.
+        normal: its linearisation at the state.
+        state: where it was linearised.
         old: standard deviations to begin with.
     """
     cameras = _chosen(state)
-    S, g = _camera_system(data, state, cameras)
+    S, g = _camera_system(data, normal, cameras)
     parts = _rows(state, cameras)
     sigma = [old.turn, old.move]
     step = torch.zeros(len(g), dtype=torch.float64)
@@ -77,7 +78,7 @@ def _chosen(state: State) -> Tensor:
     return torch.arange(frames) + (len(state.centre) - frames) // 2
 
 
-def _camera_system(data: Energy, state: State, cameras: Tensor) -> tuple[Tensor, Tensor]:
+def _camera_system(data: Energy, normal: Normal, cameras: Tensor) -> tuple[Tensor, Tensor]:
     """Information and gradient of the data over [cameras, 6], windows and focal marginalised, gauge held."""
     columns: Columns = data.columns
     inside = columns.camera[cameras].flatten()
@@ -86,7 +87,7 @@ def _camera_system(data: Energy, state: State, cameras: Tensor) -> tuple[Tensor,
     others = torch.cat([torch.arange(low, high), edge]).unique()
     others = others[~torch.isin(others, inside)]
     wanted = torch.cat([inside, others])
-    S, g = reduced_system(data.linearize(state), data.layout, wanted)
+    S, g = reduced_system(normal, data.layout, wanted)
     scale = torch.diagonal(S).clamp_min(1e-300).rsqrt()
     S, n = S * scale[:, None] * scale + 1e-9 * torch.eye(len(S), dtype=S.dtype), len(inside)
     cross = torch.linalg.solve(S[n:, n:], torch.cat([S[n:, :n], (scale * g)[n:, None]], 1))

@@ -110,7 +110,7 @@ def _correspond(samples: Samples, views: list[tuple[int, int]]) -> tuple[Tensor,
 
 
 def robust_similarity_batch(
-    source: Float[Tensor, "P M 3"], target: Float[Tensor, "P M 3"], weight: Float[Tensor, "P M"], rounds: int = 12
+    source: Float[Tensor, "P M 3"], target: Float[Tensor, "P M 3"], weight: Float[Tensor, "P M"], rounds: int = 8
 ) -> tuple[Similarity, Float[Tensor, " P"], Float[Tensor, " P"]]:
     """Similarities that survive about 60 % gross outliers: least 0.3-quantile of random fits, then Cauchy IRLS.
 
@@ -266,12 +266,9 @@ def synchronise(start: Similarity, pairs: Pairs, use: Bool[Tensor, " P"], fixed:
     if not bool(use.any()):
         return start
     usable = pairs.weight > 0
-    state = start
-    for _ in range(2):
-        problem = _Synchronisation(pairs, use, torch.ones_like(pairs.residual), fixed)
-        error = torch.zeros_like(pairs.weight)
-        error[use] = problem._residual(state)[0].norm(dim=-1)
-        size = (pairs.target - _masked_mean(pairs.target, usable)[:, None]).norm(dim=-1)
-        tau = (2.0 * masked_quantile(error, usable)).clamp_min(1e-6 * _masked_median(size, usable) + 1e-12)
-        state = minimise(_Synchronisation(pairs, use, tau, fixed), state, LMConfig(iterations=15)).state
-    return state
+    problem = _Synchronisation(pairs, use, torch.ones_like(pairs.residual), fixed)
+    error = torch.zeros_like(pairs.weight)
+    error[use] = problem._residual(start)[0].norm(dim=-1)
+    size = (pairs.target - _masked_mean(pairs.target, usable)[:, None]).norm(dim=-1)
+    tau = (2.0 * masked_quantile(error, usable)).clamp_min(1e-6 * _masked_median(size, usable) + 1e-12)
+    return minimise(_Synchronisation(pairs, use, tau, fixed), start, LMConfig(iterations=8, tolerance=1e-3)).state

@@ -12,6 +12,7 @@ absolute error in 1/D) can be lowered by moving everything away, which is what b
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -19,29 +20,32 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from worldline.align.kernels import Kernel, NormKernel
+from worldline.align.rotations import dot
 from worldline.align.sampling import Samples
 from worldline.align.state import Columns, Geometry, State
 from worldline.geometry.pose import hat
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelRows:
-    """Residuals of one term on some views, with Jacobians.
+class PixelBlocks:
+    """Normal equations of one term on some views, in the basis directions of a view.
 
     Attributes:
-        part: which of the 10 basis directions of a view J covers: turn 3, move 3, grow, zoom (all of the points in their
-            camera) and the two disparity coefficients. `view_basis` says how parameters move along them.
-        J: [V, n, m, L].
-        p: [V, n, m] derivative by ln D.
-        r: [V, n, m].
-        w: [V, n] IRLS weight.
+        part: which of the 10 directions are meant: turn 3, move 3, grow, zoom (all of a view's points in their camera)
+            and the two disparity coefficients. `view_basis` says how parameters move along them.
+        H: [V, P, P] sum over samples of J^T w J.
+        g: [V, P] sum of J^T w r.
+        E: [V, n, P] J^T w p, p the derivative by ln D.
+        h: [V, n] p^T w p.
+        b: [V, n] p^T w r.
     """
 
     part: slice
-    J: Float[Tensor, "V n m L"]
-    p: Float[Tensor, "V n m"]
-    r: Float[Tensor, "V n m"]
-    w: Float[Tensor, "V n"]
+    H: Float[Tensor, "V P P"]
+    g: Float[Tensor, "V P"]
+    E: Float[Tensor, "V n P"]
+    h: Float[Tensor, "V n"]
+    b: Float[Tensor, "V n"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,26 @@ class CameraRows:
     J: Float[Tensor, "B m L"]
     r: Float[Tensor, "B m"]
     w: Float[Tensor, " B"]
+
+
+def _along(axis: Tensor, q: Tensor, grow: Tensor, ray: Tensor, r: Tensor) -> Tensor:
+    """Components along the axis of the 8 directions, of d/dlnD = -D a, and of the residual: [V, n, 10]."""
+    scalars = [dot(axis, grow), dot(axis[..., :2], ray[..., :2]), -dot(axis, ray), r]
+    return torch.cat([torch.linalg.cross(axis, q, dim=-1), axis, torch.stack(scalars, -1)], -1)
+
+
+@lru_cache(maxsize=2)
+def _gram_map(shrinking: bool) -> Float[Tensor, "49 100"]:
+    """Takes the moments of (1, q, D a) to those of the vectors (turn 3, move 3, grow, zoom, -D a, r), all linear in them."""
+    T = torch.zeros(3, 10, 7, dtype=torch.float64)
+    T[:, :3, 1:4] = hat(torch.eye(3, dtype=torch.float64)).permute(1, 2, 0)  # [q]x
+    for c in range(3):
+        T[c, 3 + c, 0] = 1.0
+        T[c, 6, (4 if shrinking else 1) + c] = 1.0
+        T[c, 8, 4 + c] = -1.0
+        T[c, 9, 1 + c], T[c, 9, 4 + c] = 1.0, -1.0
+    T[0, 7, 4] = T[1, 7, 5] = 1.0
+    return torch.einsum("cia,cjb->abij", T, T).reshape(49, 100)
 
 
 def view_basis(state: State, samples: Samples, geometry: Geometry, views: slice) -> Float[Tensor, "V 10 16"]:
@@ -91,7 +115,7 @@ class Term(Protocol):
 
     def cost(self, state: State, geometry: Geometry, samples: Samples) -> Tensor: ...  # noqa: D102
 
-    def pixel_rows(self, state: State, geometry: Geometry, samples: Samples, views: slice) -> list[PixelRows]: ...  # noqa: D102
+    def pixel_blocks(self, state: State, geometry: Geometry, samples: Samples, views: slice) -> list[PixelBlocks]: ...  # noqa: D102
 
     def camera_rows(self, state: State, columns: Columns) -> list[CameraRows]: ...  # noqa: D102
 
@@ -134,30 +158,43 @@ class PointMapTerm:
         r, units = geometry.residual, self._units(samples, state, slice(None))
         if units is not None:
             side, extra, axis = units
-            r = side * r + (extra * (axis * r).sum(-1, keepdim=True)) * axis
-        return (self.weight * self.kernel.cost((r * r).sum(-1))).sum()
+            r = side * r + (extra * dot(axis, r)[..., None]) * axis
+        return (self.weight * self.kernel.cost(dot(r, r))).sum()
 
-    def pixel_rows(self, state: State, geometry: Geometry, samples: Samples, views: slice) -> list[PixelRows]:
-        """Directions: d q = [q]x turn + move + q grow;  d(D a) = D a dlnD - D (a_x, a_y, 0) zoom."""
-        n = samples.frame[views]
+    def pixel_blocks(self, state: State, geometry: Geometry, samples: Samples, views: slice) -> list[PixelBlocks]:
+        """Directions: d q = [q]x turn + move + q grow;  d(D a) = D a dlnD - D (a_x, a_y, 0) zoom.
+
+        With the metric side^2 I + (front^2 - side^2) axis axis^T all sums are moments of (1, q, D a) and of the
+        components along the axis; no Jacobian is written out.
+        """
         q, r = geometry.q[views], geometry.residual[views]
-        ray = (geometry.depth[..., None] * geometry.ray)[n]
-        x, y, z = q.unbind(-1)
-        zero, one = torch.zeros_like(x), torch.ones_like(x)
-        rows = [
-            torch.stack([zero, -z, y, one, zero, zero, x, ray[..., 0], -ray[..., 0], r[..., 0]], -1),
-            torch.stack([z, zero, -x, zero, one, zero, y, ray[..., 1], -ray[..., 1], r[..., 1]], -1),
-            torch.stack([-y, x, zero, zero, zero, one, z, zero, -ray[..., 2], r[..., 2]], -1),
-        ]
-        J = torch.stack(rows, -2)  # the 8 directions, d r / d lnD, r
+        ray = (geometry.depth[..., None] * geometry.ray)[samples.frame[views]]
         units = self._units(samples, state, views)
+        grow = q if units is None else ray  # the division by s_k takes r off q
+        square, inner = dot(r, r), dot(ray, r)
+        side2, kappa, u = torch.ones_like(square), None, None
         if units is not None:
             side, extra, axis = units
-            J = side[..., None] * J + (extra * axis)[..., None] * (axis[..., None, :] @ J)
-            J[..., 6] -= J[..., 9]
-        r = J[..., 9]
-        w = self.weight[views] * self.kernel.weight((r * r).sum(-1))
-        return [PixelRows(part=slice(0, 8), J=J[..., :8], p=J[..., 8], r=r, w=w)]
+            side2 = (side * side)[..., 0]
+            kappa = ((side + extra) ** 2)[..., 0] - side2
+            front = dot(axis, ray)
+            u = _along(axis, q, grow, ray, dot(axis, r))
+            square = side2 * square + kappa * u[..., 9] ** 2
+        w = self.weight[views] * self.kernel.weight(square)
+        heavy = w * side2
+        features = torch.cat([torch.ones_like(ray[..., :1]), q, ray], -1)
+        moments = (features * heavy[..., None]).mT @ features
+        gram = (moments.flatten(1) @ _gram_map(units is not None)).unflatten(1, (10, 10))
+        across = torch.linalg.cross(q, ray, dim=-1)
+        flat = dot(ray[..., :2], ray[..., :2])[..., None]
+        E = torch.cat([across, -ray, -dot(grow, ray)[..., None], -flat], -1) * heavy[..., None]
+        h, b = dot(ray, ray) * heavy, -inner * heavy
+        if u is not None and kappa is not None:
+            light = w * kappa
+            gram = gram + (u * light[..., None]).mT @ u
+            E = E - u[..., :8] * (light * front)[..., None]
+            h, b = h + light * front**2, b - light * front * u[..., 9]
+        return [PixelBlocks(part=slice(0, 8), H=gram[:, :8, :8], g=gram[:, :8, 9], E=E, h=h, b=b)]
 
     def camera_rows(self, state: State, columns: Columns) -> list[CameraRows]:
         """None."""
@@ -199,12 +236,14 @@ class DisparityTerm:
         r = self._residual(state, geometry, samples, slice(None))[0]
         return (self.weight * self.kernel.cost(r * r)).sum()
 
-    def pixel_rows(self, state: State, geometry: Geometry, samples: Samples, views: slice) -> list[PixelRows]:
+    def pixel_blocks(self, state: State, geometry: Geometry, samples: Samples, views: slice) -> list[PixelBlocks]:
         """Derivatives by (s, b) or (alpha, beta) and ln D; cameras are not touched."""
         r, p, one, two = self._residual(state, geometry, samples, views)
-        J = torch.stack([one, two], -1)[..., None, :]
+        J = torch.stack([one, two], -1)
         w = self.weight[views] * self.kernel.weight(r * r)
-        return [PixelRows(part=slice(8, 10), J=J, p=p[..., None], r=r[..., None], w=w)]
+        heavy = J * w[..., None]
+        g = (heavy.mT @ r[..., None])[..., 0]
+        return [PixelBlocks(part=slice(8, 10), H=heavy.mT @ J, g=g, E=heavy * p[..., None], h=w * p * p, b=w * p * r)]
 
     def camera_rows(self, state: State, columns: Columns) -> list[CameraRows]:
         """None."""
