@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -52,6 +52,7 @@ class DepthGuess:
         return torch.where(self.valid, self.depth, BEYOND * self.depth[self.valid].max())
 
 
+@runtime_checkable
 class DepthPrior(Protocol):
     """Anything that guesses depth and camera of a picture."""
 

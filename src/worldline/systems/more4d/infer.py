@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from worldline.geometry.normalize import DepthGuidedMotion
 from worldline.geometry.pointmap import from_depth
-from worldline.scene import Cameras, Progress, Provenance, Scene4D, Tracks4D, Video, no_progress
+from worldline.scene import Cameras, Progress, Provenance, Scale, Scene4D, Tracks4D, Video, no_progress
 from worldline.systems.more4d import flow, splatting
 from worldline.systems.more4d.depth import DepthPrior
 from worldline.systems.more4d.networks import MoRe4D
@@ -81,8 +81,7 @@ def generate(
         ValueError: the picture is not in [0, 1], or its depth is unknown everywhere.
     """
     config = config or SamplingConfig()
-    if not (image.isfinite().all() and 0 <= float(image.min()) and float(image.max()) <= 1):
-        raise ValueError("The picture must have values in [0, 1]; divide 8-bit values by 255.")
+    _check_picture(image)
     sizes, like = model.config, next(model.generator.parameters())
 
     # 1. the picture at the model's size, cropped
@@ -111,16 +110,30 @@ def generate(
     points = normalization.invert(motion)
 
     # 6. what the camera, which stands still, sees of them
-    poses = torch.eye(4, dtype=torch.float64, device=points.device).expand(sizes.frames, 4, 4)
+    provenance = provenance or Provenance(system="more4d", settings={**asdict(config), "prompt": prompt})
+    return _standing(points, camera, fitted.image, config.fps, guess.scale, provenance)
+
+
+def _check_picture(image: Tensor) -> None:
+    if not (image.isfinite().all() and 0 <= float(image.min()) and float(image.max()) <= 1):
+        raise ValueError("The picture must have values in [0, 1]; divide 8-bit values by 255.")
+
+
+def _standing(
+    points: Tensor, camera: Tensor, colors: Tensor, fps: float, scale: Scale, provenance: Provenance
+) -> Tracks4D:
+    """Tracks as a camera that stands still sees them."""
+    frames, size = len(points), (points.shape[1], points.shape[2])
+    poses = torch.eye(4, dtype=torch.float64, device=points.device).expand(frames, 4, 4)
     return Tracks4D(
         points=points,
         visible=splatting.seen_by(points, poses, camera),
         reference=0,
-        colors=fitted.image,
-        timestamps=torch.arange(sizes.frames, dtype=torch.float64) / config.fps,
-        cameras=Cameras(intrinsics=camera.expand(sizes.frames, 3, 3), cam2world=poses, size=sizes.size),
-        scale=guess.scale,
-        provenance=provenance or Provenance(system="more4d", settings={**asdict(config), "prompt": prompt}),
+        colors=colors,
+        timestamps=torch.arange(frames, dtype=torch.float64) / fps,
+        cameras=Cameras(intrinsics=camera.expand(frames, 3, 3), cam2world=poses, size=size),
+        scale=scale,
+        provenance=provenance,
     )
 
 

@@ -1,0 +1,269 @@
+"""MoRe4D's training: each stage changes exactly what it should, gradients arrive, and a killed run resumes."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import worldline.systems.more4d as package
+from more4d_tiny import GENERATOR, TINY, fill, motion
+from worldline.data.synthetic import RenderConfig, render_batch
+from worldline.geometry.camera import intrinsics_from_focal
+from worldline.geometry.normalize import DepthGuidedMotion
+from worldline.geometry.pointmap import from_depth, to_camera
+from worldline.io.tensors import WeightsError
+from worldline.systems.more4d import lora, pretrained, recipes, train, transformer
+from worldline.systems.more4d.networks import MoRe4D, build
+from worldline.systems.more4d.objective import VaeObjective, train_only
+from worldline.systems.more4d.published import published_transformer_key
+from worldline.systems.more4d.samples import fill_samples, motion_samples
+from worldline.systems.more4d.vae import MotionVae
+from worldline.training.loop import Batches
+from worldline.training.loop import train as train_stage
+
+
+def model(seed: int = 0) -> MoRe4D:
+    torch.manual_seed(seed)
+    return build(TINY)
+
+
+def source(stage: recipes.Stage, networks: MoRe4D, device: str) -> Batches:
+    make = motion if stage.samples == "motion" else fill
+    return lambda index: make(seed=index)
+
+
+def short(stage: recipes.Stage, steps: int = 1, **changes: object) -> recipes.Stage:
+    changed = {"steps": steps, "batch_size": 2, "warmup_steps": 0, "precision": "no", "ema_decay": None}
+    changed |= {"accumulate": 1, "learning_rate": 1e-2, "weight_decay": 0.1, "checkpoint_every": 1, **changes}
+    return replace(stage, train=replace(stage.train, **changed))
+
+
+def values(networks: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in networks.named_parameters()}
+
+
+STAGES = {f"mini-{s.train.name}": s for s in recipes.mini(networks=TINY).stages}
+STAGES |= {f"paper-{s.train.name}": s for s in recipes.paper(networks=TINY).stages}
+
+
+@pytest.mark.parametrize("name", list(STAGES))
+def test_blocking_2_one_step_changes_exactly_what_it_should(name: str, tmp_path: Path) -> None:
+    networks, stage = model(), short(STAGES[name])
+    for block in networks.generator.blocks:  # away from the start, where the gate is zero
+        nn.init.normal_(block.spatial_guidance_self.gate), nn.init.normal_(block.spatial_guidance_ffn.gate)
+    nn.init.normal_(networks.vae.trajectory_encoder.conv_out.weight)
+    chosen = set(stage.begin(networks))
+    before = values(networks)
+    outcome = train_stage(networks, stage.objective, source(stage, networks, "cpu"), stage.train, tmp_path)
+    changed = {key for key, value in values(networks).items() if not torch.equal(value, before[key])}
+    assert outcome.finished and changed == chosen
+    starts = {key.split(".")[0] for key in chosen}
+    kind = name.split("-")[1]
+    assert starts == {"prior": {"generator"}, "vae": {"vae"}, "inpainter": {"inpainter"}}.get(
+        kind, {"generator", "text"} if name.startswith("mini") else {"generator"}
+    )
+    assert (kind == "prior") == any("omnimae_extractor" in key for key in chosen)
+    if name == "paper-inpainter":
+        assert all(".addition.lora_" in key for key in chosen) and len(chosen) == 2 * len(lora_names())
+
+
+def lora_names() -> dict[str, str]:
+    return lora.layer_names(transformer.build(TINY.inpainter, meta=True))
+
+
+def test_blocking_9_a_killed_run_resumes_with_all_input_channels(tmp_path: Path) -> None:
+    recipe = recipes.mini(networks=TINY)
+    stages = tuple(short(stage, 2) for stage in recipe.stages)
+    recipe = replace(recipe, stages=stages)
+    whole = train.run(recipe, tmp_path / "whole", source=source)
+    assert whole.finished
+
+    def kill(step: str, done: int, total: int) -> None:
+        if step == "generator" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.run(recipe, tmp_path / "cut", source=source, progress=kill)
+    resumed = train.run(recipe, tmp_path / "cut", source=source)
+    assert resumed.finished and resumed.model.generator.patch_embedding.weight.shape[1] == 16
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[key]), key
+    assert abs(float(whole.model.vae.std.mean()) - 1) > 1e-3  # constants of latents were measured
+
+
+def test_blocking_10_gradients_reach_the_trajectory_encoder() -> None:
+    networks = model()
+    terms = VaeObjective()(networks, motion(), torch.Generator().manual_seed(0))
+    terms["motion"].backward(retain_graph=True)
+    gradient = networks.vae.trajectory_encoder.conv_out.weight.grad
+    assert float(gradient.abs().max()) > 0
+    before = gradient.clone()
+    terms["kl"].backward()
+    assert not torch.equal(networks.vae.trajectory_encoder.conv_out.weight.grad, before)
+
+
+def test_the_encoder_is_a_sigmoid_at_first() -> None:
+    x = motion().motion.movedim(-1, 1)
+    vae = MotionVae(TINY.vae)
+    assert torch.allclose(vae.pseudo_video(x), torch.tanh(x / 2), atol=1e-6)
+
+
+def test_chunks_give_what_diffusers_gives_and_the_same_gradients() -> None:
+    vae = MotionVae(TINY.vae)
+    video = torch.randn(1, 3, 5, 8, 8).clamp(-1, 1).requires_grad_()
+    small = replace(TINY.vae, time_halvings=(True, True))  # diffusers' own loop is made for four frames per latent
+    vae = MotionVae(small)
+    ours = vae.encode_video(video).mean
+    theirs = vae.vae.encode(video).latent_dist.mean
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    gradients = [torch.autograd.grad(latent.square().sum(), video)[0] for latent in (ours, theirs)]
+    assert torch.allclose(*gradients, atol=1e-4)
+    decoded = vae.decode_video(ours.detach())
+    assert torch.allclose(decoded, vae.vae.decode(ours.detach()).sample, atol=1e-5)
+    with pytest.raises(ValueError, match="1 \\+ 4n frames"):
+        vae.encode_video(torch.zeros(1, 3, 4, 8, 8))
+
+
+def test_measured_constants_standardise() -> None:
+    vae = MotionVae(TINY.vae)
+    video = torch.randn(3, 3, 5, 16, 24).clamp(-1, 1)
+    with torch.no_grad():
+        vae.standardise(3 * vae.encode_video(video).mean / 3)
+        latent = vae.encode_video(video).mean.transpose(0, 1).flatten(1)
+    assert torch.allclose(latent.mean(1), torch.zeros(4), atol=1e-4)
+    assert torch.allclose(latent.std(1), torch.ones(4), atol=1e-3)
+
+
+def test_hidden_tracks_count_less_and_unknown_ones_nothing() -> None:
+    objective, samples = VaeObjective(), motion()
+    networks = model()
+    weight = samples.weight.clone()
+    weight[:, :, :8] = 0
+    broken = samples.motion.clone()
+    broken[:, :, :8] += 100 * torch.rand(broken[:, :, :8].shape)
+    losses = []
+    for moved in (samples.motion, broken):
+        changed = replace(samples, motion=moved, weight=weight)
+        losses.append(objective(networks, changed, torch.Generator().manual_seed(0))["motion"].item())
+    assert losses[1] < 5  # an error of 100 there does not count itself, it only disturbs its neighbourhood
+    assert losses[0] > 0
+
+
+def test_motion_samples_undo_to_the_tracks() -> None:
+    clips = render_batch(range(3, 5), frames=5, size=(16, 24), config=RenderConfig(tracks=True))
+    samples = motion_samples(
+        clips.rgb[:, 0], clips.tracks, clips.visible, clips.valid[:, 0], clips.intrinsics[:, 0],
+        clips.cam2world[:, 0], clips.captions,
+    )  # fmt: skip
+    for b in range(2):
+        intrinsics = clips.intrinsics[b, 0]
+        focal = torch.stack([intrinsics[0, 0] / 24, intrinsics[1, 1] / 16])
+        reference = from_depth(samples.depth[b], intrinsics)
+        found = DepthGuidedMotion(reference=reference, focal=focal).invert(samples.motion[b])
+        truth = to_camera(clips.tracks[b], clips.cam2world[b, 0].float().expand(5, 4, 4))
+        known = samples.weight[b] > 0
+        assert bool(known.any()) and torch.allclose(found[known], truth[known], atol=1e-3)
+        assert not bool(samples.motion[b, 0].any())
+    assert {round(value, 3) for value in samples.weight.unique().tolist()} <= {0.0, 0.2, 1.0}
+    assert len(samples.captions) == 2 and samples.captions[0].endswith(".")
+
+
+def test_fill_samples_keep_what_both_cameras_see() -> None:
+    size = (24, 36)
+    intrinsics = intrinsics_from_focal(torch.tensor(30.0), size)
+    depth = torch.full((1, 4, *size), 4.0)
+    depth[:, :, 8:16, 12:20] = 2.0
+    rgb = (depth - 2)[..., None].expand(1, 4, *size, 3) / 4 + 0.1
+    cameras = intrinsics.expand(1, 4, 3, 3)
+    known = torch.ones(1, 4, *size, dtype=torch.bool)
+    made = fill_samples(rgb, depth, known, cameras, ["a box"], torch.Generator().manual_seed(1))
+    share = made.known[0].float().mean((1, 2)).tolist()
+    assert share[0] > share[-1] and 0.3 < share[-1] < 0.98  # holes grow as the other camera leaves
+    error = (made.rendered - rgb).abs().amax(-1)[made.known]
+    assert float((error < 1e-3).float().mean()) > 0.9
+    assert not bool(made.rendered[~made.known].any())
+
+
+# ---- weights ------------------------------------------------------------------------------------------------------
+
+
+def test_published_transformer_files_are_read_strictly(tmp_path: Path) -> None:
+    whole = transformer.build(GENERATOR).eval()
+    state = {published_transformer_key(key): value.contiguous() for key, value in whole.state_dict().items()}
+    save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
+    loaded = pretrained.load_transformer(tmp_path, GENERATOR)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[key]), key
+    assert loaded.rope.freqs_cos.device.type == "cpu"
+    state.pop("feature_adapter.0.weight")
+    save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(WeightsError, match="feature_adapter.0.weight"):
+        pretrained.load_transformer(tmp_path, GENERATOR)
+
+
+def test_a_base_is_widened_and_only_additions_stay_random(tmp_path: Path) -> None:
+    base = transformer.build(replace(GENERATOR, in_channels=12, prior=None)).eval()
+    save_file({k: v.contiguous() for k, v in base.state_dict().items()}, tmp_path / "model.safetensors")
+    grown = transformer.build(GENERATOR).eval()
+    missing = pretrained.start_from_base(grown, tmp_path)
+    assert missing and all("guidance" in key or key.startswith(pretrained.ADDED) for key in missing)
+    x, t, text = torch.randn(1, 16, 2, 4, 4), torch.tensor([10.0]), torch.randn(1, 3, 8)
+    look = grown.look(torch.rand(1, 3, 8, 8))
+    with torch.no_grad():
+        assert torch.allclose(base(x[:, :12], t, text, motion=None), grown(x, t, text, motion=look), atol=1e-5)
+    with pytest.raises(WeightsError):
+        pretrained.start_from_base(transformer.build(replace(GENERATOR, layers=2)), tmp_path)
+
+
+def test_blocking_8_a_vae_folder_is_never_loaded_silently_empty(tmp_path: Path) -> None:
+    vae = MotionVae(replace(TINY.vae, z_dim=16))
+    (tmp_path / "vae").mkdir()
+    with pytest.raises(WeightsError, match="nothing would be loaded"):
+        pretrained.load_vae(tmp_path, vae.config)
+    for name, part in (("encoder_prompt", vae.trajectory_encoder), ("decoder_prompt", vae.trajectory_decoder)):
+        (tmp_path / name).mkdir()
+        torch.save(part.state_dict(), tmp_path / name / "pytorch_model.bin")
+    torch.save({"model.nonsense": torch.zeros(1)}, tmp_path / "vae" / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match="do not fit"):
+        pretrained.load_vae(tmp_path, vae.config)
+    torch.save({"model." + k: v for k, v in vae.vae.state_dict().items()}, tmp_path / "vae" / "pytorch_model.bin")
+    loaded = pretrained.load_vae(tmp_path, vae.config)
+    for key, value in vae.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[key]), key
+
+
+def test_own_checkpoints_come_back(tmp_path: Path) -> None:
+    networks = model().eval()
+    path = pretrained.export(networks, tmp_path / "mini.safetensors", {"recipe": "none"})
+    loaded = pretrained.load_file(path)
+    assert loaded.model.config == TINY and loaded.card["recipe"] == "none"
+    half = networks.generator.proj_out.weight.detach().half().float()
+    assert torch.equal(loaded.model.generator.proj_out.weight, half)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(WeightsError, match="get both again"):
+        pretrained.load_file(path)
+
+
+def test_blocking_1_every_module_imports() -> None:
+    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    assert {"infer", "train", "pretrained"} <= set(names)
+    for name in names:
+        importlib.import_module(f"{package.__name__}.{name}")
+
+
+def test_blocking_4_and_14_no_addresses_or_paths_in_the_code() -> None:
+    for file in Path(package.__file__).parent.glob("*.py"):
+        text = file.read_text()
+        assert "http" not in text and ".yaml" not in text and '"/' not in text and "xxx" not in text, file
+
+
+def test_train_only_refuses_names_that_fit_nothing() -> None:
+    with pytest.raises(ValueError, match="nonsense"):
+        train_only(model(), ("nonsense.",))
