@@ -1,6 +1,9 @@
 """What the embedded MotionCrafter is worth: 64 held-out synthetic clips, beside predictors that do not look.
 
-python benchmarks/motioncrafter_mini.py [--weights mini.safetensors] [--json]
+python benchmarks/motioncrafter_mini.py [--weights mini.safetensors] [--json] [--write]
+
+--write puts the numbers into the JSON beside the weights, and what does not beat its trivial predictor by two standard
+errors under "unreliable", which inference hands on to viewers.
 
 Clips: windows of the length and size the model was trained on, scene seeds from VALIDATION_START (training stays below
 1,000,000,000). Every prediction gets one scale and one 3-vector shift per clip (specs/motioncrafter.md 5.2: least
@@ -124,19 +127,41 @@ def summary(scores: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, dict[st
     return table
 
 
+def unreliable(table: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """Outputs that are not better than the trivial predictor by two standard errors, on every metric of theirs."""
+
+    def better(metric: str) -> bool:
+        cell = table["motioncrafter-mini"][metric]
+        sign = -1 if metric == "inlier_0.25" else 1
+        return sign * cell["versus_mean_map"] < -2 * cell["versus_mean_map_se"]
+
+    outputs = {"points": ("relp", "inlier_0.25", "abs_rel"), "scene_flow": ("epe_all", "epe_moving")}
+    return [name for name, metrics in outputs.items() if not all(better(metric) for metric in metrics)]
+
+
+def write(weights: Path, answer: dict) -> None:
+    """Put the numbers into the JSON that describes the weights."""
+    path = weights.with_suffix(".json")
+    card = json.loads(path.read_text())
+    card |= {"metrics": answer, "unreliable": unreliable(answer["metrics"])}
+    path.write_text(json.dumps(card, indent=1) + "\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=MINI_CHECKPOINT)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", action="store_true")
     options = parser.parse_args(argv)
-    torch.manual_seed(0)
+    torch.set_num_threads(1)
     table = summary(evaluate(options.weights))
+    answer = {"clips": CLIPS, "seeds_from": VALIDATION_START, "size": SIZE, "frames": FRAMES, "metrics": table}
+    if options.write:
+        write(options.weights, answer)
     if options.json:
-        print(json.dumps({"clips": CLIPS, "seeds_from": VALIDATION_START, "size": SIZE, "metrics": table}, indent=1))
+        print(json.dumps(answer | {"unreliable": unreliable(table)}, indent=1))
         return 0
-    print(
-        f"| {CLIPS} clips, {FRAMES} x {SIZE[0]}x{SIZE[1]} | Relp % | inliers % | AbsRel % | EPE all % | EPE moving % |"
-    )
+    print(f"| {CLIPS} clips, {FRAMES} x {SIZE[0]}x{SIZE[1]} | Relp % | inliers % | AbsRel % | EPE all % | moving % |")
     print("|---|---|---|---|---|---|")
     for name, row in table.items():
         cells = " | ".join(f"{row[m]['mean']:.2f} ± {row[m]['mean_se']:.2f}" for m in METRICS)
@@ -144,6 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     ours = table["motioncrafter-mini"]
     gain = ", ".join(f"{m} {ours[m]['versus_mean_map']:+.2f} ± {ours[m]['versus_mean_map_se']:.2f}" for m in METRICS)
     print(f"\nmotioncrafter-mini minus mean point map, paired: {gain}")
+    print(f"not better than trivial: {', '.join(unreliable(table)) or 'nothing'}")
     return 0
 
 

@@ -121,7 +121,7 @@ def test_flow_is_judged_under_the_flow_mask(objective):
     model, data = tiny(), clips()
     other = data.scene_flow + torch.where(data.flow_valid[..., None], 0.0, 5.0)
     plain = objective(model, data, generator())["flow"]
-    # the stage-2 encoder sees its input, so there the unknown flow itself must be absent (zero), as to_channels makes it
+    # the stage-2 encoder sees the flow it is given, where unknown flow is zero: to_channels sees to that
     if isinstance(objective, UNetObjective):
         torch.testing.assert_close(objective(model, replace(data, scene_flow=other), generator())["flow"], plain)
     known = replace(data, scene_flow=data.scene_flow + 1.0 * data.flow_valid[..., None])
@@ -193,7 +193,7 @@ class Ideal(nn.Module):
 
 
 def test_an_ideal_denoiser_is_ideal_for_the_sampler_too():
-    """Trained with our preconditioning, one Euler step of the sampler from any noise level lands on the clean latent."""
+    """With our preconditioning, one Euler step of the sampler from any noise level lands on the clean latent."""
     model = tiny("denoising")
     clean = torch.randn(1, 2, 8, 4, 4, generator=generator())
     condition, tokens, ids = torch.zeros(1, 2, 4, 4, 4), torch.zeros(1, 2, 16), torch.zeros(1, 3)

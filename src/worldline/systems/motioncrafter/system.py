@@ -15,10 +15,10 @@ from worldline.systems.motioncrafter.infer import InferConfig, infer
 from worldline.systems.motioncrafter.networks import MotionCrafter
 from worldline.systems.system import Loading, Options
 
-MINI_CHECKPOINT = Path(__file__).with_name("mini.safetensors")
+MINI_CHECKPOINT = Path(__file__).parent / "weights" / "mini.safetensors"
 """The embedded checkpoint; its JSON lies beside it."""
 
-MINI_MAX_PIXELS = 96 * 160
+MINI_MAX_PIXELS = 48 * 64
 """Larger frames are shrunk to this for the small networks, which have only seen small pictures."""
 
 OFFLOAD_BELOW_BYTES = 12 * 1024**3

@@ -73,17 +73,18 @@ def run(
     """
     started = time.monotonic()
     source = source or synthetic
+    if not resume:
+        for kept in folder.glob("*-latents.json"):
+            kept.unlink()
     torch.manual_seed(recipe.seed)
     model = build(recipe.networks).to(device)
     _load(model, prior or {})
     for stage in recipe.stages:
-        _begin(model, stage, source, device)
+        _begin(model, stage, source, device, folder)
         done = folder / f"{stage.train.name}.safetensors"
         if not (resume and done.exists()):
             left = None if minutes is None else minutes - (time.monotonic() - started) / 60
-            if left is not None and left <= 0:
-                return Trained(model=model, finished=False)
-            outcome = train(
+            outcome = train(  # does one step at least, so that every call gets further
                 model,
                 stage.objective,
                 source(stage, model, device),
@@ -101,19 +102,30 @@ def run(
     return Trained(model=model.eval(), finished=True)
 
 
-def _begin(model: MotionCrafter, stage: Stage, source: Source, device: str) -> None:
+def _begin(model: MotionCrafter, stage: Stage, source: Source, device: str, folder: Path) -> None:
     """Bring the model into the state in which a stage starts; the same at every resume."""
     if stage.motion_from_geometry:
         model.vae.start_motion_from_geometry()
     if stage.measure_latents:
-        model.config = replace(model.config, scaling_factor=1.0)
-        batches = source(stage, model, device)
-        latents = torch.cat([target_latents(model, batches(index)).flatten() for index in range(MEASURED_BATCHES)])
-        model.config = replace(model.config, scaling_factor=round(1 / float(latents.std()), 5))
+        model.config = replace(model.config, scaling_factor=_latent_scale(model, stage, source, device, folder))
     train_only(model, stage.trainable)
     model.train()
     if stage.train.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
+
+
+def _latent_scale(model: MotionCrafter, stage: Stage, source: Source, device: str, folder: Path) -> float:
+    """What latents are multiplied by to have unit variance; measured once and kept, as the run depends on it."""
+    kept = folder / f"{stage.train.name}-latents.json"
+    if kept.exists():
+        return json.loads(kept.read_text())["scaling_factor"]
+    model.config = replace(model.config, scaling_factor=1.0)
+    batches = source(stage, model, device)
+    latents = torch.cat([target_latents(model, batches(index)).flatten() for index in range(MEASURED_BATCHES)])
+    factor = round(1 / float(latents.std()), 5)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps({"scaling_factor": factor}) + "\n")
+    return factor
 
 
 def _load(model: MotionCrafter, weights: Mapping[str, torch.Tensor]) -> None:
