@@ -41,6 +41,8 @@ def factor(rank: int, alpha: float | None, missing: bool = False) -> float:
 class LoRA(nn.Module):
     """One addition: up(down(x)) * alpha / rank; zero at first because `up` is."""
 
+    alpha: Tensor
+
     def __init__(self, inputs: int, outputs: int, rank: int, alpha: float | None) -> None:
         super().__init__()
         self.lora_down, self.lora_up = nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=False)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from worldline.systems.more4d import transformer
 from worldline.systems.more4d.config import MoRe4DConfig
-from worldline.systems.more4d.encoders import WordEncoder
+from worldline.systems.more4d.encoders import ClipImages, WordEncoder
 from worldline.systems.more4d.vae import MotionVae
 
 
@@ -33,7 +33,7 @@ class MoRe4D(nn.Module):
         self.generator = transformer.WanTransformer4D(**transformer.arguments(config.generator))
         self.inpainter = transformer.WanTransformer4D(**transformer.arguments(config.inpainter))
         self.text: nn.Module | None = None if config.text is None else WordEncoder(config.text)
-        self.image: nn.Module | None = None
+        self.image: ClipImages | None = None
 
     def embed_text(self, texts: Sequence[str]) -> Float[Tensor, "B L E"]:
         """Rows of texts for both transformers.

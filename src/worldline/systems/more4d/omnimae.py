@@ -68,6 +68,8 @@ class _Patches(nn.Module):
 class _Decoder(nn.Module):
     """Guesses the patches that were hidden."""
 
+    pos_embed: Tensor
+
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         dim = config.decoder_dim
@@ -87,6 +89,8 @@ class _Decoder(nn.Module):
 
 class Trunk(nn.Module):
     """The encoder."""
+
+    pos_embed: Tensor
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()

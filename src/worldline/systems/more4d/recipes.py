@@ -7,7 +7,7 @@ samples, and with which objective.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -94,7 +94,13 @@ class Recipe:
 
 def mini(*, seed: int = 11, networks: MoRe4DConfig | None = None) -> Recipe:
     """The embedded size, everything from random weights on synthetic scenes; a few hours on one core, not yet run."""
-    common = {"precision": "bf16", "seed": seed, "gradient_clip": 1.0, "ema_decay": 0.998, "weight_decay": 1e-2}
+    common: dict[str, Any] = {
+        "precision": "bf16",
+        "seed": seed,
+        "gradient_clip": 1.0,
+        "ema_decay": 0.998,
+        "weight_decay": 1e-2,
+    }
     prior = TrainConfig(
         name="prior", steps=1500, batch_size=16, learning_rate=1e-3, warmup_steps=50, weights={"patches": 1.0}, **common
     )
@@ -141,7 +147,7 @@ def paper(*, seed: int = 42, networks: MoRe4DConfig | None = None) -> Recipe:
     Give it Wan2.1-Fun's weights and OmniMAE's. Different from the published code: float32 master weights and sigmas,
     batches of four in all by accumulation, and no update is skipped.
     """
-    common = {
+    common: dict[str, Any] = {
         "precision": "bf16",
         "schedule": "constant",
         "ema_decay": None,

@@ -82,7 +82,7 @@ def run(
                 return Trained(model=model, finished=False)
             outcome = train(
                 model,
-                stage.objective,
+                stage.objective,  # type: ignore[arg-type]
                 (source or synthetic)(stage, model, device),
                 stage.train,
                 folder,

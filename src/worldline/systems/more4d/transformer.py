@@ -118,18 +118,25 @@ class WanTransformer4D(WanTransformer3DModel):
         for block in self.blocks:
             block.__class__ = GuidedBlock  # the same parameters, another forward
         if reference_tokens:
-            self.ref_conv = nn.Conv2d(out_channels, dim, patch_size[1:], patch_size[1:])
+            cell = (patch_size[1], patch_size[2])
+            self.ref_conv = nn.Conv2d(out_channels, dim, cell, cell)
         if prior is not None:
             features = PriorConfig(**prior)
             self.feature_adapter = FeatureAdapter(features.dim)
             for block in self.blocks:
+                assert isinstance(block, GuidedBlock)
                 block.guide(features.dim, dim)
             self.omnimae_extractor = OmniMae(features).requires_grad_(False).eval()
 
     @property
+    def settings(self) -> Any:
+        """The arguments it was built with, by name."""
+        return self.config
+
+    @property
     def guided(self) -> bool:
         """Whether there is a Motion Perception Module."""
-        return self.config.prior is not None
+        return self.settings.prior is not None
 
     def train(self, mode: bool = True) -> WanTransformer4D:
         """Training mode for all but the motion prior."""
@@ -180,9 +187,9 @@ class WanTransformer4D(WanTransformer3DModel):
         """
         if motion is not None and not self.guided:
             raise ValueError("This transformer has no Motion Perception Module; give motion=None.")
-        if reference is not None and not self.config.reference_tokens:
+        if reference is not None and not self.settings.reference_tokens:
             raise ValueError("This transformer has no reference tokens; give reference=None.")
-        patch = self.config.patch_size
+        patch = self.settings.patch_size
         frames, rows, columns = (n // p for n, p in zip(hidden_states.shape[2:], patch, strict=True))
 
         # 1. tokens; the reference comes first, in place and in time
@@ -204,7 +211,7 @@ class WanTransformer4D(WanTransformer3DModel):
         # 3. blocks
         features = None if motion is None else self.feature_adapter(motion, (frames, rows, columns))
         for block in self.blocks:
-            inputs = (tokens, context, modulation, rotary, features, self.config.alignment)
+            inputs = (tokens, context, modulation, rotary, features, self.settings.alignment)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = recompute(block, *inputs, use_reentrant=False)
             else:
@@ -218,10 +225,10 @@ class WanTransformer4D(WanTransformer3DModel):
 
     def _context(self, timestep: Tensor, text: Tensor, image: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Time embedding [B, D], modulation [B, 6, D], and image and text tokens."""
-        if self.config.image_dim is not None:
+        if self.settings.image_dim is not None:
             text = functional.pad(text, (0, 0, 0, TEXT_LENGTH - text.shape[1]))
             if image is None:
-                image = text.new_zeros(len(text), 257, self.config.image_dim)
+                image = text.new_zeros(len(text), 257, self.settings.image_dim)
         temb, modulation, words, seen = self.condition_embedder(timestep, text, image)
         context = words if seen is None else torch.cat([seen, words], dim=1)
         return temb, modulation.unflatten(1, (6, -1)), context
@@ -253,7 +260,7 @@ def arguments(config: TransformerConfig) -> dict[str, Any]:
 
 def restore_tables(model: WanTransformer4D) -> WanTransformer4D:
     """Compute the table of rotations, which is in no file, after weights were put into a model from the meta device."""
-    config = model.config
+    config = model.settings
     device = model.proj_out.weight.device
     with torch.device("cpu"):
         model.rope = WanRotaryPosEmbed(config.attention_head_dim, config.patch_size, config.rope_max_seq_len).to(device)

@@ -50,6 +50,11 @@ class _Level(nn.Module):
         super().__init__()
         self.block = nn.ModuleList([ResBlock(dim, groups) for _ in range(blocks)])
 
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        return x
+
 
 class TrajectoryEncoder(nn.Module):
     """Each frame of a trajectory map as a picture in (0, 1); at first exactly its sigmoid."""
@@ -60,6 +65,7 @@ class TrajectoryEncoder(nn.Module):
         self.down = nn.ModuleList([_Level(dim, groups, 1)])
         self.norm_out, self.conv_out = nn.GroupNorm(groups, dim, eps=1e-6), nn.Conv2d(dim, 3, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
+        assert self.conv_out.bias is not None
         nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, x: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B 3 T H W"]:
@@ -67,7 +73,7 @@ class TrajectoryEncoder(nn.Module):
         return _by_frames(self._frames, x)
 
     def _frames(self, x: Tensor) -> Tensor:
-        hidden = self.down[0].block[0](self.conv_in(x))
+        hidden = self.down[0](self.conv_in(x))
         return torch.sigmoid(x + self.conv_out(nn.functional.silu(self.norm_out(hidden))))
 
 
@@ -85,9 +91,7 @@ class TrajectoryDecoder(nn.Module):
         return _by_frames(self._frames, x)
 
     def _frames(self, x: Tensor) -> Tensor:
-        hidden = self.conv_in(x)
-        for block in self.up[0].block:
-            hidden = block(hidden)
+        hidden = self.up[0](self.conv_in(x))
         return self.conv_out(nn.functional.silu(self.norm_out(hidden)))
 
 
@@ -139,7 +143,7 @@ class MotionVae(nn.Module):
         self.config = config
         z = config.z_dim
         constants = (MEAN, STD) if z == len(MEAN) else ((0.0,) * z, (1.0,) * z)
-        self.vae = AutoencoderKLWan(
+        self.vae: Any = AutoencoderKLWan(
             base_dim=config.base_dim,
             z_dim=z,
             dim_mult=list(config.widths),
