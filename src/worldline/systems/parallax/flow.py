@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import local
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from worldline.scene import Progress, no_progress
 from worldline.systems.parallax.representation import Arena, FlowPairs, encode_flow, forward_backward_weight
 
 
+@runtime_checkable
 class Flow(Protocol):
     """Dense flow between two grey frames; must be callable from several threads at once."""
 

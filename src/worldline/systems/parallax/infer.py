@@ -69,8 +69,8 @@ def infer(
         progress: called along the way.
 
     Returns:
-        A scene at the working resolution; world = first camera; scale relative, median confident depth 1.
-        `extras["dynamic"]` is the moving mask. `provenance.report` says what was and was not observable.
+        A scene at the working resolution, median confident depth 1; `extras["dynamic"]` is the moving mask, and
+        `provenance.report` says what was and was not observable.
 
     Raises:
         ValueError: the video has no frames, or a prior does not fit it.
@@ -79,54 +79,96 @@ def infer(
         raise ValueError("The video has no frames; give at least one.")
     priors.check(len(video), video.size)
     clock = Clock()
-    # 1. Frames at the working resolution, and the intrinsics to start from.
-    size = working_size(video.size, config.pixels)
-    rgb, gray = read_frames(video, size)
-    intrinsics, known_focal = starting_intrinsics(priors, len(video), video.size, size, config.cameras.default_focal)
-    inverse = None if prior is None else inverse_prior(prior, len(video), size)
-    known_moving = None if priors.moving_mask is None else resize_mask(priors.moving_mask, size)
+    # 1. Frames at the working resolution, and what is known before looking at them.
+    rgb, gray = read_frames(video, working_size(video.size, config.pixels))
+    known = what_is_known(video, gray[0].shape, config, prior, priors)
     # 2. Dense flow at several gaps, both ways, and its matches on a grid.
     pairs = clock("flow", lambda: compute_flows(gray, flow or DisFlow(config.flow.patch_stride), config.flow, progress))
-    matches = without_moving(take_matches(pairs, config.cameras.grid_points), known_moving)
+    matches = without_moving(take_matches(pairs, config.cameras.grid_points), known.moving)
     # 3. Cameras: what can be known, focal length, several starts, bundle adjustment.
-    solution = clock(
-        "cameras",
-        lambda: cached_cameras(
-            cache,
-            lambda: solve_cameras(
-                Clip(
-                    matches=matches,
-                    offsets=pairs.offsets,
-                    intrinsics=intrinsics,
-                    known_focal=known_focal,
-                    longer_side=max(size),
-                    static=priors.static_camera,
-                    poses=given_poses(priors),
-                    prior=None if inverse is None else grid_prior(inverse, matches, config.cameras.prior_weight),
-                ),
-                config.cameras,
-                progress,
-            ),
-        ),
-    )
+    solution = clock("cameras", lambda: find_cameras(matches, pairs, known, config, cache, progress))
     # 4. Depth of every pixel, its confidence, and what moves.
-    dense = clock(
-        "depth",
-        lambda: dense_depth(
-            rgb,
-            gray,
-            pairs,
-            solution.state,
-            config.dense,
-            see_depth=solution.kind == "full",
-            prior=inverse,
-            known_moving=known_moving,
-            progress=progress,
-        ),
-    )
+    dense = clock("depth", lambda: find_depth(rgb, gray, pairs, solution, known, config, progress))
     # 5. World points and scene flow at unit scale.
     arrays = clock("scene", lambda: to_world(pairs, solution.state, dense, config))
     return assemble(video, rgb, solution, dense, arrays, config, clock)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is known before looking, at the working resolution.
+
+    Attributes:
+        intrinsics: [T, 4] fx, fy, cx, cy to start from.
+        focal: whether they are true.
+        static: the camera does not move.
+        poses: known poses, as the camera solver wants them.
+        inverse: [T, H, W] inverse depth of a prior, or None.
+        moving: [T, H, W] what is known to move, or None.
+    """
+
+    intrinsics: np.ndarray
+    focal: bool
+    static: bool
+    poses: Any
+    inverse: np.ndarray | None
+    moving: np.ndarray | None
+
+
+def what_is_known(
+    video: Video, size: tuple[int, int], config: ParallaxConfig, prior: Tensor | None, priors: Priors
+) -> Known:
+    """Priors brought to the working resolution."""
+    intrinsics, focal = starting_intrinsics(priors, len(video), video.size, size, config.cameras.default_focal)
+    return Known(
+        intrinsics=intrinsics,
+        focal=focal,
+        static=priors.static_camera,
+        poses=given_poses(priors),
+        inverse=None if prior is None else inverse_prior(prior, len(video), size),
+        moving=None if priors.moving_mask is None else resize_mask(priors.moving_mask, size),
+    )
+
+
+def find_cameras(
+    matches: Matches, pairs: FlowPairs, known: Known, config: ParallaxConfig, cache: Any, progress: Progress
+) -> CameraSolution:
+    """Cameras and focal length, from the cache if an earlier run had got so far."""
+    weight = config.cameras.prior_weight
+    clip = Clip(
+        matches=matches,
+        offsets=pairs.offsets,
+        intrinsics=known.intrinsics,
+        known_focal=known.focal,
+        longer_side=max(pairs.size),
+        static=known.static,
+        poses=known.poses,
+        prior=None if known.inverse is None else grid_prior(known.inverse, matches, weight),
+    )
+    return cached_cameras(cache, lambda: solve_cameras(clip, config.cameras, progress))
+
+
+def find_depth(
+    rgb: list[np.ndarray],
+    gray: list[np.ndarray],
+    pairs: FlowPairs,
+    solution: CameraSolution,
+    known: Known,
+    config: ParallaxConfig,
+    progress: Progress,
+) -> DenseDepth:
+    """Depth of every pixel with the cameras found."""
+    return dense_depth(
+        rgb,
+        gray,
+        pairs,
+        solution.state,
+        config.dense,
+        see_depth=solution.kind == "full",
+        prior=known.inverse,
+        known_moving=known.moving,
+        progress=progress,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
