@@ -20,6 +20,8 @@ class TrainGeo4DMini:
     """Continue what is in the folder."""
     seed: int = 11
     """Of everything random: weights, scenes, noise."""
+    embedded: bool = False
+    """The short schedule that the weights in the package had, instead of the full one."""
     fraction: float = 1.0
     """Part of the recipe's steps to do; 0.01 is a trial."""
     threads: int | None = None
@@ -43,7 +45,7 @@ def run(args: TrainGeo4DMini) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     device = args.device if args.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = recipes.mini(seed=args.seed)
+    recipe = recipes.mini(seed=args.seed, steps=recipes.EMBEDDED_STEPS if args.embedded else recipes.MINI_STEPS)
     if args.fraction != 1.0:
         recipe = recipes.scaled(recipe, args.fraction)
     with progress_bar(quiet=args.json) as progress:
@@ -53,7 +55,8 @@ def run(args: TrainGeo4DMini) -> int:
         card = {
             "recipe": recipe.name,
             "seed": recipe.seed,
-            "command": f"worldline train geo4d-mini --seed {args.seed} --fraction {args.fraction:g}",
+            "command": f"worldline train geo4d-mini --seed {args.seed} --fraction {args.fraction:g}"
+            + (" --embedded" if args.embedded else ""),
             "stages": [stage.train.to_json() for stage in recipe.stages],
             "license": "Apache-2.0",
         }

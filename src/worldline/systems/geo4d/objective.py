@@ -125,14 +125,14 @@ class DenoisingObjective:
     Attributes:
         last_share: share of the clips that are shown pure noise (the sampler's first, or only, step); the others get a
             uniform timestep, as published for all.
-        decoded: frames of each clip whose predicted points are decoded too; 0: none, as published.
+        decoded: frames of each clip whose predicted latents are decoded too; 0: none, as published.
     """
 
     last_share: float = 0.0
     decoded: int = 0
 
     def __call__(self, model: Geo4D, clips: Clips, generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
-        """Mean squared error of v for each modality by its name; point terms of decoded frames."""
+        """Mean squared error of v for each modality by its name; errors of decoded frames."""
         schedule = ddim.zero_snr_schedule()
         clean = target_latents(model, clips.pictures)
         timestep = self._timesteps(len(clean), len(schedule.alphas_cumprod), generator)
@@ -164,7 +164,14 @@ class DenoisingObjective:
         points = parts["points"].transpose(1, 2).flatten(0, 1)
         valid, distance = clips.pictures.valid[:, chosen].flatten(0, 1), clips.distance[:, chosen].flatten(0, 1)
         predicted, raw = model.point_vae.decode_with_uncertainty(points)
-        return point_terms(predicted, raw, flat(clips.pictures.points[:, chosen]), valid, distance)
+        terms = point_terms(predicted, raw, flat(clips.pictures.points[:, chosen]), valid, distance)
+        others = [name for name in parts if name != "points"]
+        if others:
+            latents = torch.cat([parts[name].transpose(1, 2).flatten(0, 1) for name in others])
+            truth = torch.cat([flat(getattr(clips.pictures, name)[:, chosen]) for name in others])
+            errors = (model.vae.decode(latents).float() - truth).abs().chunk(len(others))
+            terms |= {name: error.mean() for name, error in zip(others, errors, strict=True)}
+        return terms
 
 
 def some_frames(clips: Clips, count: int, generator: torch.Generator) -> list[int]:

@@ -6,6 +6,7 @@ join on the way (paper section 3.3): points at one size, points at several sizes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from worldline.systems.geo4d.config import MODALITIES, Geo4DConfig, Modality, mini_config
@@ -95,77 +96,80 @@ POINT_DECODER_WEIGHTS = {"points_nll": 1.0, "points_mark": 1.0}
 """Eq. 3 where there is a point; where there is none, the mark that says so."""
 
 
-def mini(*, seed: int = 11) -> Recipe:
-    """The embedded checkpoint: everything from random weights on synthetic scenes, about 20 minutes on two cores.
+MINI_STEPS = {"autoencoder": 1200, "point-decoder": 100, "points": 300, "points-sizes": 100, "all": 2500}
+"""Steps of each stage, about two hours on a free core."""
+
+EMBEDDED_STEPS = {"autoencoder": 260, "point-decoder": 25, "points": 60, "points-sizes": 15, "all": 160}
+"""What the weights in the package had: 20 minutes on less than half a core."""
+
+
+def mini(*, seed: int = 11, steps: Mapping[str, int] = MINI_STEPS) -> Recipe:
+    """The embedded system: everything from random weights on synthetic scenes.
 
     Different from the paper because there is no image or video prior here: an autoencoder of the four kinds of pictures
     is trained first, the video's encoder with the U-Net; most clips are shown pure noise, as the sampler takes a single
-    step; decoded points count beside latents, and the point decoder goes on learning from them.
+    step; decoded maps count beside latents, and the decoders go on learning from them.
     """
-    common = {"precision": "bf16", "seed": seed, "weight_decay": 1e-2, "gradient_clip": 1.0, "ema_decay": 0.98}
-    one = ClipConfig(sizes=((64, 96),), views=((8, 1), (8, 2)))
-    many = replace(one, sizes=((64, 96), (64, 96), (80, 80), (48, 128)))
-    latents = dict.fromkeys(MODALITIES, 1.0)
-    decoded = {"decoded_points_nll": 0.1, "decoded_points_relative": 0.5, "decoded_points_mark": 0.3}
-    trained = ("unet.", "condition_vae.", "context", "point_vae.")
-    denoising = DenoisingObjective(last_share=0.8, decoded=2)
-
-    def stage(name: str, steps: int, batch: int, rate: float, weights: dict[str, float], **rest) -> Stage:
-        train = TrainConfig(
-            name=name,
-            steps=steps,
-            batch_size=batch,
-            learning_rate=rate,
-            warmup_steps=min(40, steps // 5),
-            weights=weights,
-            **common,
-        )
-        return Stage(train=train, **rest)
-
+    one = ClipConfig(sizes=((48, 64),), views=((8, 1), (8, 2)))
+    many = replace(one, sizes=((48, 64), (48, 64), (64, 48), (32, 96)))
     maps = {"points": 0.5, "points_relative": 0.5, "points_mark": 0.5, "disparity": 1.0, "kl": 1e-5}
     maps |= {"ray_direction": 1.0, "ray_moment": 1.0}
-    stages = (
-        stage(
-            "autoencoder", 220, 3, 3e-3, maps, trainable=("vae.",), objective=AutoencoderObjective(frames=4), clips=one
-        ),
-        stage(
-            "point-decoder",
-            40,
-            4,
-            1e-3,
-            POINT_DECODER_WEIGHTS,
-            trainable=("point_vae.",),
-            objective=PointDecoderObjective(frames=3),
-            clips=one,
-            modalities=POINTS,
-            points_from_vae=True,
-        ),
-        stage(
-            "points",
-            110,
-            4,
-            2e-3,
-            {"points": 1.0, **decoded},
-            trainable=trained,
-            objective=denoising,
-            clips=one,
-            modalities=POINTS,
-            measure_latents=True,
-        ),
-        stage(
-            "points-sizes",
-            30,
-            4,
-            1e-3,
-            {"points": 1.0, **decoded},
-            trainable=trained,
-            objective=denoising,
-            clips=many,
-            modalities=POINTS,
-        ),
-        stage("all", 420, 4, 2e-3, {**latents, **decoded}, trainable=trained, objective=denoising, clips=many),
+    decoded = {"decoded_points_nll": 0.1, "decoded_points_relative": 0.5, "decoded_points_mark": 0.3}
+    others = {"decoded_disparity": 1.0, "decoded_ray_direction": 0.5, "decoded_ray_moment": 0.5}
+    denoising = DenoisingObjective(last_share=0.8, decoded=2)
+    trained = ("unet.", "condition_vae.", "context", "point_vae.")
+
+    def config(name: str, batch: int, rate: float, weights: dict[str, float]) -> TrainConfig:
+        return _mini_config(name, steps[name], batch, rate, weights, seed)
+
+    first = Stage(
+        train=config("autoencoder", 3, 3e-3, maps),
+        trainable=("vae.",),
+        objective=AutoencoderObjective(frames=4),
+        clips=one,
     )
-    return Recipe(name="geo4d-mini", networks=mini_config(), stages=stages, seed=seed)
+    second = Stage(
+        train=config("point-decoder", 4, 1e-3, POINT_DECODER_WEIGHTS),
+        trainable=("point_vae.",),
+        objective=PointDecoderObjective(frames=3),
+        clips=one,
+        modalities=POINTS,
+        points_from_vae=True,
+    )
+    third = Stage(
+        train=config("points", 4, 2e-3, {"points": 1.0, **decoded}),
+        trainable=trained,
+        objective=denoising,
+        clips=one,
+        modalities=POINTS,
+        measure_latents=True,
+    )
+    fourth = replace(
+        third, train=config("points-sizes", 4, 1e-3, {"points": 1.0, **decoded}), clips=many, measure_latents=False
+    )
+    fifth = Stage(
+        train=config("all", 4, 2e-3, {**dict.fromkeys(MODALITIES, 1.0), **decoded, **others}),
+        trainable=(*trained, "vae.decoder.", "vae.post_quant_conv."),
+        objective=denoising,
+        clips=many,
+    )
+    return Recipe(name="geo4d-mini", networks=mini_config(), stages=(first, second, third, fourth, fifth), seed=seed)
+
+
+def _mini_config(name: str, steps: int, batch: int, rate: float, weights: dict[str, float], seed: int) -> TrainConfig:
+    return TrainConfig(
+        name=name,
+        steps=steps,
+        batch_size=batch,
+        learning_rate=rate,
+        warmup_steps=min(40, steps // 5),
+        weights=weights,
+        precision="bf16",
+        seed=seed,
+        weight_decay=1e-2,
+        gradient_clip=1.0,
+        ema_decay=0.98,
+    )
 
 
 def paper(*, seed: int = 23) -> Recipe:

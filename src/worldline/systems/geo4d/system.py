@@ -11,12 +11,12 @@ from worldline.scene import Provenance, Scene4D, Video
 from worldline.systems.geo4d import pretrained
 from worldline.systems.geo4d.infer import InferConfig, infer
 from worldline.systems.geo4d.networks import Geo4D
-from worldline.systems.registry import Loading, Options
+from worldline.systems.system import Loading, Options
 
 MINI_CHECKPOINT = Path(__file__).parent / "weights" / "mini.safetensors"
 """The embedded checkpoint; its JSON lies beside it."""
 
-MINI_MAX_PIXELS = 96 * 160
+MINI_MAX_PIXELS = 48 * 80
 """Larger frames are shrunk to this for the small networks, which have only seen small pictures."""
 
 OFFLOAD_BELOW_BYTES = 8 * 1024**3
