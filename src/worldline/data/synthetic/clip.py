@@ -234,15 +234,8 @@ def render_clip(
     spec = sample_scene(seed, frames=frames, category=category)
     batch = render_specs([spec], size=size, device=device, config=config)
     assert batch.tracks is not None and batch.visible is not None
-    settings = {
-        "seed": spec.seed,
-        "frames": spec.frames,
-        "size": list(size),
-        "category": spec.category,
-        "background": spec.stage.kind,
-        "reference": config.reference,
-        "caption": spec.caption,
-    }
+    settings = {"seed": spec.seed, "frames": spec.frames, "size": list(size), "category": spec.category}
+    settings |= {"background": spec.stage.kind, "reference": config.reference, "caption": spec.caption}
     return Scene4D(
         video=Video(frames=batch.rgb[0], timestamps=torch.arange(spec.frames, dtype=torch.float64) / FPS),
         points=batch.points[0],

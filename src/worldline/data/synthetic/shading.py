@@ -104,6 +104,37 @@ def _sky(direction: Vector, noise: Tensor, scene: Tensor) -> list[Tensor]:
     return colours
 
 
+def _lit(
+    p: Vector,
+    n: Vector,
+    heading: Vector,
+    paint: Vector,
+    noise: Tensor,
+    lit: Tensor,
+    sky: Tensor,
+    frame: Tensor,
+    scene: Tensor,
+    background: str,
+) -> Tensor:
+    """Colour [B, T, H, W, 3] of camera points p with normals n in the light and the air; sky along heading."""
+    to_light = tuple(frame[pack.LIGHT][i] - p[i] for i in range(3))
+    distance2 = shapes.dot(to_light, to_light)  # type: ignore[arg-type]
+    cosine = shapes.dot(n, to_light) * (distance2 + 1e-12).rsqrt()  # type: ignore[arg-type]
+    direct = cosine.clamp_min(0) * lit / (1 + distance2 / scene[pack.REACH] ** 2)
+    stage_row = frame[pack.TO_STAGE][3:6]
+    upward = 0.5 - 0.5 * (stage_row[0] * n[0] + stage_row[1] * n[1] + stage_row[2] * n[2])
+    air = 1 - torch.exp(-p[2] / scene[pack.HAZE])
+    above = _sky(heading, noise, scene)
+    rgb = []
+    for c in range(3):
+        ambient = scene[pack.BELOW][c] + (scene[pack.ABOVE][c] - scene[pack.BELOW][c]) * upward
+        colour = paint[c] * (ambient + direct * scene[pack.LIGHT_COLOUR][c])
+        colour = colour + (scene[pack.HORIZON][c] - colour) * air
+        colour = torch.where(sky, above[c], colour) if background != "room" else colour
+        rgb.append((colour * scene[pack.EXPOSURE]).clamp(0, 1).sqrt())  # gamma 2
+    return torch.stack(rgb, -1)
+
+
 def shade(
     x: Tensor,
     y: Tensor,
@@ -147,30 +178,13 @@ def shade(
         footprint = torch.where(sky, 0.02, footprint)
     paint, noise = _albedo(q, own, footprint, f)
 
-    # 3. Light.
-    to_light = tuple(frame[pack.LIGHT][i] - p[i] for i in range(3))
-    distance2 = shapes.dot(to_light, to_light)  # type: ignore[arg-type]
-    cosine = shapes.dot(n, to_light) * (distance2 + 1e-12).rsqrt()  # type: ignore[arg-type]
-    direct = cosine.clamp_min(0) * lit / (1 + distance2 / scene[pack.REACH] ** 2)
-    stage_row = frame[pack.TO_STAGE][3:6]
-    upward = 0.5 - 0.5 * (stage_row[0] * n[0] + stage_row[1] * n[1] + stage_row[2] * n[2])
-    air = 1 - torch.exp(-z / scene[pack.HAZE])
-    above = _sky(heading, noise, scene)
-    rgb = []
-    for c in range(3):
-        ambient = scene[pack.BELOW][c] + (scene[pack.ABOVE][c] - scene[pack.BELOW][c]) * upward
-        colour = paint[c] * (ambient + direct * scene[pack.LIGHT_COLOUR][c])
-        colour = colour + (scene[pack.HORIZON][c] - colour) * air
-        colour = torch.where(sky, above[c], colour) if background != "room" else colour
-        rgb.append((colour * scene[pack.EXPOSURE]).clamp(0, 1).sqrt())  # gamma 2
-
-    # 4. Truth.
+    # 3. Light and truth.
     solid = ~sky
     world = shapes.apply(frame[pack.TO_WORLD], p)
     flow = shapes.apply(m[12:], p)
     normal = _rotate(frame[pack.TO_WORLD], n, 4)
     return Surface(
-        rgb=torch.stack(rgb, -1),
+        rgb=_lit(p, n, heading, paint, noise, lit, sky, frame, scene, background),
         depth=z,
         points=torch.stack([c * solid for c in world], -1),
         scene_flow=torch.stack([c * solid for c in flow], -1),
