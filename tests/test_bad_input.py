@@ -140,7 +140,7 @@ def test_full_disk(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "out"))
 
-    monkeypatch.setattr(store.SceneWriter, "add", full)
+    monkeypatch.setattr(store.SceneWriter, "append", full)
     refused(capsys, ["reconstruct", str(good), "-o", str(tmp_path / "out")], "(?i)no space")
     assert not (tmp_path / "out").exists()
 

@@ -85,12 +85,12 @@ def _print_table(reports: Mapping[str, Report]) -> None:
     from rich.table import Table
 
     table = Table(title="Accuracy against truth; lower is better unless it says otherwise")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in reports:
-        table.add_column(name.replace(", ", ",\n"), justify="right")
+        table.add_column(name.replace("+", "\n+ ").replace(": ", ":\n"), justify="right")
     for metric, words in SHOWN.items():
         measures = [[m for m in report.measures if m.metric == metric][:1] for report in reports.values()]
         if any(measures):
             cells = ["-" if not found or found[0].failed else f"{found[0].value:.3g}" for found in measures]
             table.add_row(words, *cells)
-    Console(width=140).print(table)
+    Console(width=150).print(table)

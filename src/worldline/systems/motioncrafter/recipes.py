@@ -103,6 +103,10 @@ def scaled(recipe: Recipe, fraction: float) -> Recipe:
     return replace(recipe, stages=tuple(shorter(stage) for stage in recipe.stages))
 
 
+def _geometry_weights() -> Mapping[str, float]:
+    return {"point_squared": 1.0, "point_relative": 1.0, "depth": 0.5, "local_depth": 0.3, "normal": 0.1, "kl": 1e-4}
+
+
 def mini(*, seed: int = 7, paradigm: Paradigm = "deterministic") -> Recipe:
     """The embedded checkpoint: everything from random weights on synthetic scenes, 48x64, under an hour on one core.
 
@@ -118,14 +122,7 @@ def mini(*, seed: int = 7, paradigm: Paradigm = "deterministic") -> Recipe:
         batch_size=8,
         learning_rate=2e-3,
         warmup_steps=60,
-        weights={
-            "point_squared": 1.0,
-            "point_relative": 1.0,
-            "depth": 0.5,
-            "local_depth": 0.3,
-            "normal": 0.1,
-            "kl": 1e-4,
-        },
+        weights=_geometry_weights(),
         **common,
     )
     motion = TrainConfig(
