@@ -125,7 +125,7 @@ def test_flow_is_judged_under_the_flow_mask(objective):
     if isinstance(objective, UNetObjective):
         torch.testing.assert_close(objective(model, replace(data, scene_flow=other), generator())["flow"], plain)
     known = replace(data, scene_flow=data.scene_flow + 1.0 * data.flow_valid[..., None])
-    assert abs(float(objective(model, known, generator())["flow"] - plain).detach()) > 1e-2
+    assert abs(float(objective(model, known, generator())["flow"].detach() - plain.detach())) > 1e-2
     nowhere = replace(data, flow_valid=torch.zeros_like(data.flow_valid))
     assert float(objective(model, nowhere, generator())["flow"]) == 0.0
 
@@ -301,7 +301,7 @@ def small_recipe():
     layout = recipes.ClipConfig(size=SIZE, views=((3, 1),), round=2)
 
     def short(stage):
-        train = replace(stage.train, steps=4, batch_size=2, warmup_steps=1, checkpoint_every=1, precision="no")
+        train = replace(stage.train, steps=2, batch_size=2, warmup_steps=1, checkpoint_every=1, precision="no")
         objective = stage.objective
         if not isinstance(objective, MotionVaeObjective):
             objective = replace(objective, grids=(4,))
@@ -321,7 +321,7 @@ def test_a_recipe_killed_in_every_stage_ends_bit_for_bit_the_same(tmp_path):
     while not (pieces := runner.run(recipe, tmp_path / "pieces", source=fake_source, minutes=1e-9)).finished:
         calls += 1
         assert calls < 20
-    assert calls > 3
+    assert calls == 3  # every call does one step of the stage it is in, and one of each stage it begins
     expected, found = whole.model.state_dict(), pieces.model.state_dict()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert whole.model.config == pieces.model.config and whole.model.config.scaling_factor != 0.18215

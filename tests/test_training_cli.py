@@ -18,7 +18,7 @@ from worldline.training.config import EVALUATION_SEEDS
 
 
 def test_train_runs_to_the_end_in_chunks_and_refuses_a_used_folder(tmp_path, capsys):
-    words = ["train", "motioncrafter-mini", "--out", str(tmp_path), "--fraction", "0.0004", "--threads", "1", "--json"]
+    words = ["train", "motioncrafter-mini", "--out", str(tmp_path), "--fraction", "0.001", "--threads", "1", "--json"]
     threads = torch.get_num_threads()
     try:
         assert main([*words, "--minutes", "1e-9", "--device", "cpu"]) == 0
@@ -60,7 +60,7 @@ def test_embedded_checkpoint_claims_only_what_was_measured(embedded):
 
 def test_embedded_checkpoint_looks_at_the_picture(embedded):
     """The right clip's points fit better than the same network's points of another clip."""
-    clips = [render_batch([EVALUATION_SEEDS + 500_000 + i], frames=4, size=(48, 64)) for i in range(10)]
+    clips = [render_batch([EVALUATION_SEEDS + 500_000 + i], frames=4, size=(48, 64)) for i in range(4)]
     clips = [clip for clip in clips if float(clip.valid.float().mean()) > 0.5]
     predictions = [observe(embedded.model, clip.rgb[0]).points for clip in clips]
 
