@@ -93,6 +93,7 @@ class VaeConfig:
         blocks: residual blocks per level.
         time_halvings: at which of the level changes time is halved, too.
         adaptor_dim: width of trajectory encoder and decoder, a multiple of `adaptor_groups`.
+        save_memory: in training, recompute activations in the backward pass, chunk by chunk.
     """
 
     base_dim: int = 96
@@ -102,6 +103,7 @@ class VaeConfig:
     time_halvings: tuple[bool, ...] = (False, True, True)
     adaptor_dim: int = 128
     adaptor_groups: int = 32
+    save_memory: bool = True
 
     @property
     def factor(self) -> int:
@@ -138,6 +140,8 @@ class MoRe4DConfig:
         frames: T; 1 + a multiple of `vae.frames_per_latent`.
         focal: (fx, fy) in image widths and heights that motion is normalised with; None: each picture's own. Published
             weights need the constants they were trained with, (1.04348, 1).
+        stills: how a picture that stands still is encoded: as a "clip", which published weights know, or as one "frame"
+            whose latent is repeated, many times faster.
         reference: what enters as reference tokens: the picture's latent, or the zeros that published weights know.
     """
 
@@ -150,6 +154,7 @@ class MoRe4DConfig:
     size: tuple[int, int] = (368, 512)
     frames: int = 49
     focal: tuple[float, float] | None = None
+    stills: Literal["clip", "frame"] = "clip"
     reference: Literal["picture", "zeros"] = "picture"
 
     def __post_init__(self) -> None:
@@ -229,8 +234,9 @@ def wan_1_3b_config() -> MoRe4DConfig:
 def mini_config() -> MoRe4DConfig:
     """The embedded size: a few million parameters, 48x64, 9 frames, a latent cell for 4x4 pixels and 2 frames."""
     vae = VaeConfig(
-        base_dim=24, widths=(1, 2, 2), z_dim=8, blocks=1, time_halvings=(False, True), adaptor_dim=32, adaptor_groups=8
-    )
+        base_dim=16, widths=(1, 2, 3), z_dim=8, blocks=1, time_halvings=(False, True), adaptor_dim=16,
+        adaptor_groups=4, save_memory=False,
+    )  # fmt: skip
     prior = PriorConfig(
         dim=96, depth=4, heads=4, image_size=64, patch=8, frames=2, decoder_dim=64, decoder_depth=1, decoder_heads=4
     )
@@ -245,4 +251,5 @@ def mini_config() -> MoRe4DConfig:
         text=TextConfig(),
         size=(48, 64),
         frames=9,
+        stills="frame",
     )

@@ -94,7 +94,7 @@ def generate(
 
     # 3. what the generator is told
     picture = (2 * fitted.image - 1).movedim(-1, 0)[None].to(like)
-    conditions = generator_conditions(model.vae, picture, depth[None].to(like), sizes.frames)
+    conditions = generator_conditions(model.vae, picture, depth[None].to(like), sizes.frames, sizes.stills)
     velocity = _generator(model, conditions, picture, prompt, config)
 
     # 4. a latent, and the motion it stands for

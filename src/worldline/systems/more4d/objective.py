@@ -113,7 +113,9 @@ class GeneratorObjective:
         picture, count = 2 * samples.image.movedim(-1, 1) - 1, len(samples.image)
         with torch.no_grad():
             latent = _sampled(model.vae.encode(to_channels(samples.motion)), generator)
-            conditions = generator_conditions(model.vae, picture, samples.depth, samples.motion.shape[1])
+            conditions = generator_conditions(
+                model.vae, picture, samples.depth, samples.motion.shape[1], model.config.stills
+            )
             reference = None
             if model.config.generator.reference_tokens:
                 reference = model.vae.encode_video(picture[:, :, None]).mean[:, :, 0]

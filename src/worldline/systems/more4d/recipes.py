@@ -93,7 +93,11 @@ class Recipe:
 
 
 def mini(*, seed: int = 11, networks: MoRe4DConfig | None = None) -> Recipe:
-    """The embedded size, everything from random weights on synthetic scenes; a few hours on one core, not yet run."""
+    """The embedded size, everything from random weights on synthetic scenes; not yet run.
+
+    About four hours on one free core (AVX-512 with bfloat16): 0.7, 1.2, 1.2 and 0.9 CPU seconds a step once scenes are
+    seen again.
+    """
     common: dict[str, Any] = {
         "precision": "bf16",
         "seed": seed,
@@ -102,11 +106,11 @@ def mini(*, seed: int = 11, networks: MoRe4DConfig | None = None) -> Recipe:
         "weight_decay": 1e-2,
     }
     prior = TrainConfig(
-        name="prior", steps=1500, batch_size=16, learning_rate=1e-3, warmup_steps=50, weights={"patches": 1.0}, **common
+        name="prior", steps=800, batch_size=16, learning_rate=1e-3, warmup_steps=50, weights={"patches": 1.0}, **common
     )
     vae = TrainConfig(
         name="vae",
-        steps=4000,
+        steps=3000,
         batch_size=4,
         learning_rate=1e-3,
         warmup_steps=100,
@@ -114,7 +118,7 @@ def mini(*, seed: int = 11, networks: MoRe4DConfig | None = None) -> Recipe:
         **common,
     )
     generator = TrainConfig(
-        name="generator", steps=8000, batch_size=8, learning_rate=5e-4, warmup_steps=200, weights={"velocity": 1.0},
+        name="generator", steps=5000, batch_size=8, learning_rate=5e-4, warmup_steps=200, weights={"velocity": 1.0},
         **common,
     )  # fmt: skip
     return Recipe(
@@ -131,7 +135,7 @@ def mini(*, seed: int = 11, networks: MoRe4DConfig | None = None) -> Recipe:
                 measure_latents=True,
             ),
             Stage(
-                train=replace(generator, name="inpainter", steps=5000),
+                train=replace(generator, name="inpainter", steps=3000),
                 trainable=INPAINTER,
                 objective=InpainterObjective(shift=3.0),
                 samples="fill",

@@ -7,6 +7,7 @@ inpainter's input   [noise | known mask, folded in time | masked rendering]     
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -75,17 +76,29 @@ def depth_picture(depth: Float[Tensor, "B H W"]) -> Float[Tensor, "B 3 H W"]:
     return grey[:, None].expand(-1, 3, -1, -1)
 
 
-def still(vae: MotionVae, picture: Float[Tensor, "B 3 H W"], frames: int) -> Float[Tensor, "B Z t h w"]:
-    """Latent (mode) of a picture in [-1, 1] that stands still for some frames."""
+def still(
+    vae: MotionVae, picture: Float[Tensor, "B 3 H W"], frames: int, kind: Literal["clip", "frame"] = "clip"
+) -> Float[Tensor, "B Z t h w"]:
+    """Latent (mode) of a picture in [-1, 1] that stands still for some frames.
+
+    As a "clip", latents differ over time although the picture does not (spec 9, 32); one "frame" is repeated.
+    """
+    if kind == "frame":
+        latents = 1 + (frames - 1) // vae.config.frames_per_latent
+        return vae.encode_video(picture[:, :, None]).mean.expand(-1, -1, latents, -1, -1)
     return vae.encode_video(picture[:, :, None].expand(-1, -1, frames, -1, -1)).mean
 
 
 def generator_conditions(
-    vae: MotionVae, picture: Float[Tensor, "B 3 H W"], depth: Float[Tensor, "B H W"], frames: int
+    vae: MotionVae,
+    picture: Float[Tensor, "B 3 H W"],
+    depth: Float[Tensor, "B H W"],
+    frames: int,
+    kind: Literal["clip", "frame"] = "clip",
 ) -> Float[Tensor, "B C t h w"]:
     """Conditions of the generator: picture (in [-1, 1]), zeros, depth."""
-    control = still(vae, picture, frames)
-    return torch.cat([control, torch.zeros_like(control), still(vae, depth_picture(depth), frames)], dim=1)
+    control, grey = (still(vae, view, frames, kind) for view in (picture, depth_picture(depth)))
+    return torch.cat([control, torch.zeros_like(control), grey], dim=1)
 
 
 def fold_in_time(mask: Float[Tensor, "B 1 T H W"], step: int) -> Float[Tensor, "B S t H W"]:

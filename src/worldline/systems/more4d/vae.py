@@ -59,8 +59,9 @@ class _Level(nn.Module):
 class TrajectoryEncoder(nn.Module):
     """Each frame of a trajectory map as a picture in (0, 1); at first exactly its sigmoid."""
 
-    def __init__(self, dim: int = 128, groups: int = 32) -> None:
+    def __init__(self, dim: int = 128, groups: int = 32, save_memory: bool = True) -> None:
         super().__init__()
+        self.save_memory = save_memory
         self.conv_in = nn.Conv2d(3, dim, 3, padding=1)
         self.down = nn.ModuleList([_Level(dim, groups, 1)])
         self.norm_out, self.conv_out = nn.GroupNorm(groups, dim, eps=1e-6), nn.Conv2d(dim, 3, 3, padding=1)
@@ -70,7 +71,7 @@ class TrajectoryEncoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B 3 T H W"]:
         """Pictures in (0, 1)."""
-        return _by_frames(self._frames, x)
+        return _by_frames(self._frames, x, self.save_memory)
 
     def _frames(self, x: Tensor) -> Tensor:
         hidden = self.down[0](self.conv_in(x))
@@ -80,24 +81,27 @@ class TrajectoryEncoder(nn.Module):
 class TrajectoryDecoder(nn.Module):
     """Pictures in [-1, 1] as frames of a trajectory map."""
 
-    def __init__(self, dim: int = 128, groups: int = 32) -> None:
+    def __init__(self, dim: int = 128, groups: int = 32, save_memory: bool = True) -> None:
         super().__init__()
+        self.save_memory = save_memory
         self.conv_in = nn.Conv2d(3, dim, 3, padding=1)
         self.up = nn.ModuleList([_Level(dim, groups, 2)])
         self.norm_out, self.conv_out = nn.GroupNorm(groups, dim, eps=1e-6), nn.Conv2d(dim, 3, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B 3 T H W"]:
         """Normalised displacements."""
-        return _by_frames(self._frames, x)
+        return _by_frames(self._frames, x, self.save_memory)
 
     def _frames(self, x: Tensor) -> Tensor:
         hidden = self.up[0](self.conv_in(x))
         return self.conv_out(nn.functional.silu(self.norm_out(hidden)))
 
 
-def _by_frames(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a network of pictures to all frames, a few at a time."""
+def _by_frames(network: Callable[[Tensor], Tensor], x: Tensor, save_memory: bool) -> Tensor:
+    """Apply a network of pictures to all frames, a few at a time if memory is to be saved."""
     frames = x.transpose(1, 2).flatten(0, 1)
+    if not save_memory:
+        return network(frames).unflatten(0, (len(x), -1)).transpose(1, 2)
     parts = []
     for part in frames.split(FRAMES_AT_ONCE):
         parts.append(recompute(network, part, use_reentrant=False) if torch.is_grad_enabled() else network(part))
@@ -154,8 +158,8 @@ class MotionVae(nn.Module):
             scale_factor_temporal=config.frames_per_latent,
             scale_factor_spatial=config.factor,
         )
-        self.trajectory_encoder = TrajectoryEncoder(config.adaptor_dim, config.adaptor_groups)
-        self.trajectory_decoder = TrajectoryDecoder(config.adaptor_dim, config.adaptor_groups)
+        self.trajectory_encoder = TrajectoryEncoder(config.adaptor_dim, config.adaptor_groups, config.save_memory)
+        self.trajectory_decoder = TrajectoryDecoder(config.adaptor_dim, config.adaptor_groups, config.save_memory)
         for name, values in zip(("mean", "std"), constants, strict=True):
             self.register_buffer(name, torch.tensor(values), persistent=z != len(MEAN))
 
@@ -199,7 +203,7 @@ class MotionVae(nn.Module):
                 f"got {list(video.shape[2:])}."
             )
         chunks = [video[:, :, :1], *(video[:, :, start : start + step] for start in range(1, video.shape[2], step))]
-        moments = self.vae.quant_conv(torch.cat(_stream(self.vae.encoder, chunks), 2))
+        moments = self.vae.quant_conv(torch.cat(_stream(self.vae.encoder, chunks, self.config.save_memory), 2))
         mean, logvar = moments.chunk(2, dim=1)
         shift, scale = (value[:, None, None, None].to(mean) for value in (self.mean, self.std))
         return Posterior(mean=(mean - shift) / scale, logvar=logvar.clamp(*LOGVAR))
@@ -208,12 +212,14 @@ class MotionVae(nn.Module):
         """Video of standardised latents, in [-1, 1] unless `clamp` is off."""
         shift, scale = (value[:, None, None, None].to(latents) for value in (self.mean, self.std))
         raw = self.vae.post_quant_conv(latents * scale + shift)
-        video = torch.cat(_stream(self.vae.decoder, list(raw.split(1, dim=2)), first_chunk=True), 2)
+        video = torch.cat(
+            _stream(self.vae.decoder, list(raw.split(1, dim=2)), self.config.save_memory, first_chunk=True), 2
+        )
         return video.clamp(-1, 1) if clamp else video
 
 
-def _stream(network: nn.Module, chunks: list[Tensor], first_chunk: bool = False) -> list[Tensor]:
-    """Run a causal network chunk by chunk; each chunk is recomputed in the backward pass from a copy of its cache.
+def _stream(network: nn.Module, chunks: list[Tensor], save_memory: bool, first_chunk: bool = False) -> list[Tensor]:
+    """Run a causal network chunk by chunk; to save memory, each is recomputed in the backward pass from its cache.
 
     Gradients flow through the cache from chunk to chunk. The cache is a list of what each convolution remembers;
     `first_chunk` says whether the network wants to be told which chunk is the first.
@@ -227,7 +233,7 @@ def _stream(network: nn.Module, chunks: list[Tensor], first_chunk: bool = False)
     out = []
     for index, chunk in enumerate(chunks):
         options = {"first_chunk": index == 0} if first_chunk else {}
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and save_memory:
             result, cache = recompute(run, chunk, cache, options, use_reentrant=False)
         else:
             result, cache = run(chunk, cache, options)
