@@ -83,7 +83,7 @@ def minimise_published(
     fixed = torch.zeros(columns.size, dtype=torch.bool)
     fixed[columns.camera[0]] = True
     total = float((samples.weight >= 0).sum())
-    for eps, iterations in ((3e-2, 8), (3e-3, 8), (3e-4, 6)):
+    for eps, iterations in ((3e-2, 7), (3e-3, 5), (3e-4, 4)):
         terms = _terms(samples, disparity_ok, rays, weights, NormKernel(eps=eps), total)
         energy = Energy(terms, samples, xy, columns, fixed)
         state = minimise(energy, state, LMConfig(iterations=iterations, tolerance=1e-4)).state

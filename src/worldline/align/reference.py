@@ -281,9 +281,12 @@ def _pnp(points: Tensor, mask: Tensor, pixels: Tensor, focal: float, size: tuple
     x, uv = points[mask].double().numpy(), pixels[mask].double().numpy()
     for f in (focal, focal - step, focal + step):
         K = np.array([[f, 0, size[1] / 2], [0, f, size[0] / 2], [0, 0, 1.0]])
-        ok, turn, move, inliers = cv2.solvePnPRansac(
-            x, uv, K, None, iterationsCount=10, reprojectionError=5, flags=cv2.SOLVEPNP_SQPNP
-        )
+        try:
+            ok, turn, move, inliers = cv2.solvePnPRansac(
+                x, uv, K, None, iterationsCount=10, reprojectionError=5, flags=cv2.SOLVEPNP_SQPNP
+            )
+        except cv2.error:  # degenerate points: no pose from this focal
+            continue
         if not ok or inliers is None or len(inliers) <= best[0]:
             continue
         rotation = torch.from_numpy(cv2.Rodrigues(turn)[0])

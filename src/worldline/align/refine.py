@@ -7,6 +7,7 @@ no error becomes cheaper by being moved away.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +41,7 @@ from worldline.geometry.fit import scale_shift_l1
 from worldline.geometry.pose import Similarity
 
 _BLOCKS = (4, 6)
+_INDEPENDENT = 0.6  # share of samples with errors of their own above which more samples are worth their time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ class Refinement:
         self.samples, self.xy, self.rays, self.size, self.config = samples, xy, rays, size, config
         self.used = samples.weight > 0
         self.columns = make_columns(samples, len(start.rig.centre), own_focal=len(start.rig.log_focal) > 1)
-        self.fixed = _fixed(self.columns, start, fixed_pose, fixed_focal)
+        self.fixed, self.fixed_focal = _fixed(self.columns, start, fixed_pose, fixed_focal), fixed_focal
         grid = (samples.uv / torch.tensor([size[1], size[0]]) * torch.tensor([_BLOCKS[1], _BLOCKS[0]])).long()
         self.block = (grid[..., 1].clamp(0, _BLOCKS[0] - 1) * _BLOCKS[1] + grid[..., 0].clamp(0, _BLOCKS[1] - 1))[
             samples.frame
@@ -207,8 +209,17 @@ def _split(residual: Tensor, ray: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
     return axis, length, side[..., :2], front
 
 
-def refine_all(problem: Refinement, start: Start, focal_terms: list[Term], rounds: int = 2) -> Refined:
-    """Alternate between measuring noise and lowering the energy."""
+def refine_all(problems: list[Refinement], start: Start, focal_terms: list[Term], rounds: int = 2) -> Refined:
+    """Alternate between measuring noise and lowering the energy; on more samples where that can help.
+
+    Args:
+        problems: the same problem on few samples and on more. More samples help only as far as their errors are
+            independent, which the first ones tell.
+        start: windows and cameras to begin with.
+        focal_terms: beliefs about the focal.
+        rounds: measurements of the noise on the few samples.
+    """
+    problem = problems[0]
     state = State(
         rotation=start.rig.rotation, centre=start.rig.centre, log_focal=start.rig.log_focal, windows=start.windows,
         log_depth=torch.zeros_like(problem.samples.uv[..., 0]),
@@ -219,14 +230,13 @@ def refine_all(problem: Refinement, start: Start, focal_terms: list[Term], round
         state = _start_trajectory(state, problem.rays)
     smooth = first_guess(state) if len(state.centre) > 3 else None
     for number in range(rounds):
-        noise = problem.measure(state)
-        energy, last = problem.energy(problem.terms(state, noise, focal_terms)), number == rounds - 1
-        normal = energy.linearize(state)
-        if smooth is not None:
-            smooth = by_evidence(energy, normal, state, smooth)
-            energy, normal = energy.extended(normal, smooth, state)
-        schedule = LMConfig(iterations=8 if last else 3, tolerance=1e-6 if last else 1e-3)
-        state = minimise(energy, state, schedule, first=normal).state
+        last = number == rounds - 1
+        state, noise, smooth, energy = _round(problem, state, smooth, focal_terms, 20 if last else 3)
+    more = problems[-1]
+    if more.samples.uv.shape[1] > problem.samples.uv.shape[1] and noise.point_weight > _INDEPENDENT:
+        problem = more
+        state = with_depth(state, sample_depths(state, problem.samples, problem.xy))
+        state, noise, smooth, energy = _round(problem, state, smooth, focal_terms, 20)
     notes: dict[str, Any] = {
         "objective": {name: round(value, 6) for name, value in energy.costs(state).items()},
         "noise": {
@@ -236,7 +246,52 @@ def refine_all(problem: Refinement, start: Start, focal_terms: list[Term], round
             "move": None if smooth is None else smooth.move,
         },
     }  # fmt: skip
-    return Refined(state=state, noise=noise, notes=notes)
+    return Refined(state=state, noise=noise, notes={**notes, **doubts(problem, energy, state, noise)})
+
+
+def _round(
+    problem: Refinement, state: State, smooth: AccelerationTerm | None, focal_terms: list[Term], iterations: int
+) -> tuple[State, Noise, AccelerationTerm | None, Energy]:
+    """Measure the noise and the smoothness, freeze them, lower the energy."""
+    noise = problem.measure(state)
+    energy = problem.energy(problem.terms(state, noise, focal_terms))
+    normal = energy.linearize(state)
+    if smooth is not None:
+        smooth = by_evidence(energy, normal, state, smooth)
+        energy, normal = energy.extended(normal, smooth, state)
+    schedule = LMConfig(iterations=iterations, tolerance=1e-4 if iterations > 5 else 1e-3)
+    return minimise(energy, state, schedule, first=normal).state, noise, smooth, energy
+
+
+def doubts(problem: Refinement, energy: Energy, state: State, noise: Noise) -> dict[str, Any]:
+    """Frames whose camera few pixels agree with; whether a given focal contradicts the points."""
+    s, geometry = problem.samples, energy.geometry(state)
+    _, _, across, _ = _split(geometry.residual, geometry.ray[s.frame])
+    f = state.log_focal.exp()[problem.slot if len(state.log_focal) > 1 else torch.zeros_like(problem.slot)][:, None]
+    error = across.norm(dim=-1) * f / geometry.depth[s.frame]
+    agree = (
+        error < torch.maximum(4 * noise.lateral.at(s.weight), torch.full_like(error, 0.01 * max(problem.size)))
+    ) & problem.used
+    T = s.num_frames
+    count, good = (
+        torch.zeros(T, dtype=torch.float64).index_add_(0, s.frame, v.double().sum(1)) for v in (problem.used, agree)
+    )
+    share = good / count.clamp_min(1)
+    out: dict[str, Any] = {
+        "inlier_ratio": round(float(good.sum() / count.sum().clamp_min(1)), 4),
+        "frames_unreliable": torch.nonzero((share < 0.3) & (count > 0)).flatten().tolist(),
+    }
+    if problem.fixed_focal and len(state.log_focal) == 1:
+        free = copy.copy(energy)
+        fixed = problem.fixed.clone()
+        fixed[problem.columns.focal] = False
+        free.layout = replace(energy.layout, fixed=fixed)
+        better = minimise(free, state, LMConfig(iterations=15, tolerance=1e-4))
+        out["focal_px_of_points"] = float(better.state.log_focal.exp()[0])
+        gain = energy.cost(state) - better.cost
+        change = abs(float(better.state.log_focal[0] - state.log_focal[0]))
+        out["focal_contradicted"] = change > 0.03 and gain > 20
+    return out
 
 
 def _start_disparity(state: State, samples: Samples) -> State:

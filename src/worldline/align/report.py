@@ -57,6 +57,13 @@ def summarise(
         undetermined.append(f"cameras of frames {missing}: no usable points, interpolated")
     if report.get("focal_contrast", 1.0) < 0.05:
         undetermined.append("focal: the points fit almost equally well for every focal (little depth variation)")
+    if report.get("focal_contradicted"):
+        undetermined.append(
+            f"the given focal of {float(cameras.focal_px[0]):.1f} px contradicts the points, which say "
+            f"{report['focal_px_of_points']:.1f} px"
+        )
+    if report.get("frames_unreliable"):
+        undetermined.append(f"cameras of frames {report['frames_unreliable']}: fewer than 30 % of their pixels agree")
     return {
         "window_disagreement": float(masked_quantile(gap.flatten(), shared.flatten(), 0.5)),
         "path_length": float(path),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +25,7 @@ class Samples:
         weight: [V, n] confidence, 0 where masked; float64.
         disparity: [V, n] or None (0 where a window has none).
         num_windows: number of windows.
+        has_rays: whether some window has ray maps.
     """
 
     uv: Float[Tensor, "T n 2"]
@@ -34,11 +35,24 @@ class Samples:
     weight: Float[Tensor, "V n"]
     disparity: Float[Tensor, "V n"] | None
     num_windows: int
+    has_rays: bool = False
 
     @property
     def num_frames(self) -> int:
         """T."""
         return len(self.uv)
+
+
+def thin(samples: Samples, count: int) -> Samples:
+    """The same views with fewer samples: an evenly spread, shuffled subset."""
+    n = samples.uv.shape[1]
+    if n <= count:
+        return samples
+    pick = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:count].sort().values
+    return replace(
+        samples, uv=samples.uv[:, pick], points=samples.points[:, pick], weight=samples.weight[:, pick],
+        disparity=None if samples.disparity is None else samples.disparity[:, pick],
+    )  # fmt: skip
 
 
 def stratified_pixels(size: tuple[int, int], count: int, frames: int, seed: int) -> Int[Tensor, "T n"]:
@@ -66,35 +80,58 @@ def gather(
     if len(observations) == 0:
         raise ValueError("There is nothing to align: no observations were given.")
     pixel = stratified_pixels(size, count, num_frames, seed)
-    window, frame, points, weight, disparity = [], [], [], [], []
+    store = _Rows(2 * num_frames, pixel.shape[1])
+    has_disparity = has_rays = False
     for k in range(len(observations)):
         observation = observations[k]
         if observation.size != tuple(size):
             raise ValueError(f"Window {k} is {list(observation.size)} pixels, but the video is {list(size)}.")
         if observation.frames[0] < 0 or observation.frames[-1] >= num_frames:
             raise ValueError(f"Window {k} speaks of frames {observation.frames}, the video has {num_frames}.")
+        store.add(k, observation, pixel, priors)
+        has_disparity |= observation.disparity is not None
+        has_rays |= observation.ray_direction is not None or observation.ray_cam2world is not None
+    window, frame = store.index[: store.used].unbind(1)
+    order = torch.argsort(frame, stable=True)
+    values = store.values[: store.used][order]
+    return Samples(
+        uv=torch.stack([pixel % size[1], pixel // size[1]], -1).double(),
+        window=window[order],
+        frame=frame[order],
+        points=values[..., :3].contiguous(),
+        weight=values[..., 3].contiguous(),
+        disparity=values[..., 4].contiguous() if has_disparity else None,
+        num_windows=len(observations),
+        has_rays=has_rays,
+    )
+
+
+class _Rows:
+    """Samples of views in one growing block: small tensors kept among large temporary ones would scatter the heap."""
+
+    def __init__(self, views: int, count: int) -> None:
+        self.values = torch.zeros(views, count, 5, dtype=torch.float64)  # point, weight, disparity
+        self.index = torch.zeros(views, 2, dtype=torch.long)
+        self.used = 0
+
+    def add(self, k: int, observation: Observation, pixel: Tensor, priors: Priors) -> None:
+        """Append the views of one window."""
         index = torch.tensor(observation.frames)
+        end = self.used + len(index)
+        if end > len(self.values):
+            self.values = torch.cat([self.values, torch.zeros_like(self.values)])
+            self.index = torch.cat([self.index, torch.zeros_like(self.index)])
+            self.add(k, observation, pixel, priors)
+            return
+        rows, self.used = slice(self.used, end), end
+        self.index[rows, 0], self.index[rows, 1] = k, index
         pick = pixel[index].to(observation.points.device)
         w = observation.confidence.flatten(1).gather(1, pick).cpu().double()
         if priors.moving_mask is not None:
             w = w * ~priors.moving_mask[index].flatten(1).gather(1, pixel[index])
-        expanded = pick[..., None].expand(-1, -1, 3)
-        p = observation.points.flatten(1, 2).gather(1, expanded).cpu().double()
-        window.append(torch.full_like(index, k))
-        frame.append(index)
-        weight.append(w)
-        points.append(torch.where((w > 0)[..., None], p, torch.zeros_like(p)))
-        d = observation.disparity
-        disparity.append(torch.zeros_like(w) if d is None else d.flatten(1).gather(1, pick).cpu().double())
-    found = any(bool((d > 0).any()) for d in disparity)
-    uv = torch.stack([pixel % size[1], pixel // size[1]], -1).double()
-    order = torch.argsort(torch.cat(frame), stable=True)
-    return Samples(
-        uv=uv,
-        window=torch.cat(window)[order],
-        frame=torch.cat(frame)[order],
-        points=torch.cat(points)[order],
-        weight=torch.cat(weight)[order],
-        disparity=torch.cat(disparity)[order].nan_to_num(0.0) if found else None,
-        num_windows=len(observations),
-    )
+        p = observation.points.flatten(1, 2).gather(1, pick[..., None].expand(-1, -1, 3)).cpu().double()
+        self.values[rows, :, :3] = torch.where((w > 0)[..., None], p, torch.zeros_like(p))
+        self.values[rows, :, 3] = w
+        if observation.disparity is not None:
+            d = observation.disparity.flatten(1).gather(1, pick).cpu().double().nan_to_num(0.0)
+            self.values[rows, :, 4] = d

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from worldline.align.alignment import Alignment
 from worldline.align.camera_terms import FocalTerm
@@ -23,7 +22,7 @@ from worldline.align.published import PublishedFusion, PublishedWeights, minimis
 from worldline.align.rays import RayViews, read_rays
 from worldline.align.refine import Refinement, refine_all
 from worldline.align.report import dynamic_threshold, reference_weight, summarise
-from worldline.align.sampling import Samples, gather
+from worldline.align.sampling import Samples, gather, thin
 from worldline.align.state import State
 from worldline.align.terms import Term
 from worldline.align.world import first_camera_world, known_world, make_cameras
@@ -63,20 +62,22 @@ def solve(
     priors.check(num_frames, size)
     clock = _Clock(progress)
     # 1. a stratified subset of pixels of every window
-    samples = gather(observations, num_frames, size, priors, samples_per_frame(config, num_frames), config.seed)
-    frames = tuple(tuple(samples.frame[samples.window == k].tolist()) for k in range(samples.num_windows))
-    xy, principal = measured_pixels(samples.uv, size, priors)
+    most = max(config.most_samples // max(num_frames, 1), 64)
+    fine = gather(observations, num_frames, size, priors, min(4 * config.samples_per_frame, most), config.seed)
+    frames = tuple(tuple(fine.frame[fine.window == k].tolist()) for k in range(fine.num_windows))
     clock.done("read windows", 1)
-    # 2. windows joined, first cameras
-    start = known_world(initialize(samples, xy, size, priors, config), priors)
-    samples = replace(samples, weight=samples.weight * start.kept[samples.window][:, None])
-    clock.done("join windows", 2)
-    # 3. everything together
-    rays = read_rays(
-        observations, principal, float(start.rig.log_focal.exp().median()), config.objective == "published"
-    )
-    state, fusion, notes = _refine(samples, xy, start, rays, size, priors, config)
-    clock.done("refine", 3)
+    with _one_thread():
+        # 2. windows joined, first cameras
+        samples = thin(fine, config.samples_per_frame)
+        xy, principal = measured_pixels(samples.uv, size, priors)
+        start = known_world(initialize(samples, xy, size, priors, config), priors)
+        clock.done("join windows", 2)
+        # 3. everything together
+        focal, published = float(start.rig.log_focal.exp().median()), config.objective == "published"
+        rays = read_rays(observations, principal, focal, published) if samples.has_rays else None
+        samples, fine = (replace(s, weight=s.weight * start.kept[s.window][:, None]) for s in (samples, fine))
+        state, fusion, notes = _refine([samples, fine], start, rays, size, priors, config)
+        clock.done("refine", 3)
     # 4. the world of the first camera or of known poses, the metric scale
     pose = from_rt(state.rotation, state.centre)
     pose = pose.expand(num_frames, 4, 4) if len(pose) == 1 else pose
@@ -108,19 +109,13 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def samples_per_frame(config: AlignConfig, num_frames: int) -> int:
-    """Fewer samples per frame in long videos, so that memory stays bounded."""
-    return max(min(config.samples_per_frame, config.most_samples // max(num_frames, 1)), 64)
-
-
 def _refine(
-    samples: Samples, xy: Tensor, start: Start, rays: RayViews | None, size: tuple[int, int], priors: Priors,
-    config: AlignConfig,
+    levels: list[Samples], start: Start, rays: RayViews | None, size: tuple[int, int], priors: Priors, config: AlignConfig
 ) -> tuple[State, Fusion, dict[str, Any]]:  # fmt: skip
-    """All variables by the chosen objective, and how depth follows from them."""
+    """All variables by the chosen objective, on few samples, then on more; and how depth follows from them."""
     if config.objective == "published":
         weights = PublishedWeights()
-        solution = minimise_published(samples, xy, start, rays, weights)
+        solution = minimise_published(levels[0], measured_pixels(levels[0].uv, size, priors)[0], start, rays, weights)
         fusion = PublishedFusion(
             disparity=solution.state.disparity, windows=solution.disparity_windows, weights=weights,
         )  # fmt: skip
@@ -130,10 +125,15 @@ def _refine(
     known = priors.known_poses()
     if known is not None and C == len(known):
         fixed_pose = known
-    problem = Refinement(samples, xy, start, rays, size, fixed_pose, priors.intrinsics is not None, config)
-    refined = refine_all(problem, start, _focal_terms(start, rays, size, config))
-    coefficients = refined.state.disparity if samples.disparity is not None else None
-    robust = RobustFusion(along=refined.noise.along, disparity=coefficients, disparity_noise=refined.noise.disparity)
+    problems = [
+        Refinement(s, measured_pixels(s.uv, size, priors)[0], start, rays, size, fixed_pose, priors.intrinsics is not None, config)
+        for s in levels
+    ]  # fmt: skip
+    refined = refine_all(problems, start, _focal_terms(start, rays, size, config))
+    robust = RobustFusion(
+        along=refined.noise.along, disparity=refined.state.disparity if levels[0].disparity is not None else None,
+        disparity_noise=refined.noise.disparity,
+    )  # fmt: skip
     return refined.state, robust, refined.notes
 
 

@@ -148,9 +148,11 @@ def _least_median(source: Tensor, target: Tensor, usable: Tensor) -> Similarity:
     scale = torch.cat([trial.scale, whole.scale[:, None]], 1)
     rotation = torch.cat([trial.rotation, whole.rotation[:, None]], 1)
     translation = torch.cat([trial.translation, whole.translation[:, None]], 1)
-    every = Similarity(scale=scale, rotation=rotation, translation=translation)
-    error = (every.apply(source[:, None].expand(-1, _HYPOTHESES + 1, -1, -1)) - target[:, None]).norm(dim=-1)
-    best = masked_quantile(error, usable[:, None].expand_as(error)).argmin(1)
+    best = torch.empty(pairs, dtype=torch.long)
+    for part in torch.arange(pairs).split(16):  # all residuals of all hypotheses at once would be large
+        some = Similarity(scale=scale[part], rotation=rotation[part], translation=translation[part])
+        error = (some.apply(source[part, None].expand(-1, _HYPOTHESES + 1, -1, -1)) - target[part, None]).norm(dim=-1)
+        best[part] = masked_quantile(error, usable[part, None].expand_as(error)).argmin(1)
     row = torch.arange(pairs)
     return Similarity(scale=scale[row, best], rotation=rotation[row, best], translation=translation[row, best])
 
