@@ -13,16 +13,8 @@ from worldline.scene import Progress, no_progress
 from worldline.systems.parallax.fill import EdgeWeights, FillConfig, Filled, edge_weights, fill
 from worldline.systems.parallax.flow import workers
 from worldline.systems.parallax.fuse import fuse
-from worldline.systems.parallax.motion import (
-    MotionConfig,
-    average_score,
-    ground_contact,
-    grow_mask,
-    motion_score,
-    moving_regions,
-    steady,
-    vote,
-)
+from worldline.systems.parallax.mask import MaskConfig, average_score, grow_mask, motion_score, moving_regions, vote
+from worldline.systems.parallax.motion import MotionConfig, ground_contact, steady
 from worldline.systems.parallax.representation import FLOW_UNIT, Arena, FlowPairs, texture
 from worldline.systems.parallax.triangulate import Triangulated, triangulate
 
@@ -39,7 +31,8 @@ class DenseConfig:
         fusions: rounds of temporal fusion.
         prior_pull: confidence of "log ratio to the prior = its median" at every pixel.
         fill: propagation.
-        motion: dynamic mask.
+        mask: what moves.
+        motion: where it is.
         memory_bytes: arrays beyond this live in a temporary file.
     """
 
@@ -50,6 +43,7 @@ class DenseConfig:
     fusions: int = 2
     prior_pull: float = 0.002
     fill: FillConfig = field(default_factory=FillConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
     motion: MotionConfig = field(default_factory=MotionConfig)
     memory_bytes: int = 2 << 30
 
@@ -122,15 +116,15 @@ def dense_depth(
 
     def score(t: int) -> None:
         weights = edge_weights(rgb[t], config.fill.edge)
-        found, trust = motion_score(pairs, state, t, propagate(t, weights).value, config.motion)
-        scores[t] = average_score(found, trust, texture(gray[t]), weights, config.motion)
+        found = motion_score(gray, pairs, state, t, propagate(t, weights).value, config.mask)
+        scores[t] = average_score(found, texture(gray[t]), weights, config.mask)
 
     def finish(t: int) -> None:
-        labels = moving_regions(vote(scores, pairs, t), config.motion)
+        labels = moving_regions(vote(scores, pairs, t), config.mask)
         moving[t] = labels > 0
         if known_moving is not None:
             moving[t] |= known_moving[t]
-        c[t][grow_mask(moving[t], config.motion.dilate_px)] = 0
+        c[t][grow_mask(moving[t], config.mask.dilate_px)] = 0
         filled = propagate(t, edge_weights(rgb[t], config.fill.edge))
         r[t] = filled.value if prior is not None else ground_contact(filled.value, labels, config.motion)
         sure = probability(filled.confidence, precision[t] * filled.value) if see_depth else filled.confidence

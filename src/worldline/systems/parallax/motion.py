@@ -1,112 +1,28 @@
-"""What moves: dynamic mask, depth of movers from where they touch the ground, world scene flow (spec 1.11, 1.12)."""
+"""Depth and motion of moving things: ground contact, steadiness in time, world scene flow (spec 1.12)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import no_type_check
 
 import numpy as np
-from numba import njit
 
-from worldline.align.flow_adjust import FlowState, relative_pose
+from worldline.align.flow_adjust import FlowState
 from worldline.systems.parallax.fill import EdgeWeights, smooth
-from worldline.systems.parallax.representation import FLOW_UNIT, FlowPairs
+from worldline.systems.parallax.representation import FlowPairs, lookup
+
+
+ANISOTROPY = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class MotionConfig:
-    """How moving things are found.
+    """How moving things are placed.
 
     Attributes:
-        error_px: disagreement with the static world's flow at which a pixel counts half moving.
-        relative_flow: the same, per pixel of flow.
-        relative_static: the same, per pixel of the static world's flow.
-        smoothness: lambda of the edge-aware averaging of the score.
-        strong: score above which a region moves.
-        weak: score above which pixels connected to a moving region move too.
-        smallest: share of the frame below which a moving region is taken for noise.
-        dilate_px: growth of the mask when static depth is refitted.
         contact_px: how far below a moving thing the ground is looked up.
     """
 
-    error_px: float = 1.5
-    relative_flow: float = 0.05
-    relative_static: float = 0.03
-    smoothness: float = 30.0
-    strong: float = 0.5
-    weak: float = 0.35
-    smallest: float = 0.001
-    dilate_px: int = 5
     contact_px: int = 3
-
-
-def motion_score(
-    pairs: FlowPairs, state: FlowState, t: int, r: np.ndarray, config: MotionConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """How much the flows of frame `t` disagree with a static world of inverse depth `r` [H, W], and their trust.
-
-    Returns:
-        score [H, W] in [0, 1] (weighted mean of e^2 / (1 + e^2)), and min(sum of weights, 1) [H, W].
-    """
-    targets = pairs.targets()[t]
-    slots = np.flatnonzero(targets >= 0)
-    R, shift = np.empty((len(slots), 3, 3), np.float32), np.empty((len(slots), 3), np.float32)
-    for n, k in enumerate(slots):
-        R[n], shift[n] = relative_pose(state.w2c[t], state.w2c[targets[k]])
-    return _score(
-        pairs.flow[t],
-        pairs.weight[t],
-        slots,
-        R,
-        shift,
-        state.intrinsics[t].astype(np.float32),
-        state.intrinsics[targets[slots]].astype(np.float32),
-        r,
-        np.array([config.error_px, config.relative_flow, config.relative_static], np.float32),
-    )
-
-
-def average_score(
-    score: np.ndarray, trust: np.ndarray, tex: np.ndarray, weights: EdgeWeights, config: MotionConfig
-) -> np.ndarray:
-    """Edge-aware mean of the score, textured and trusted pixels counting most; [H, W] in [0, 1]."""
-    weight = tex / (tex + 6)
-    moments = smooth(np.stack([weight * score * trust, weight], -1), weights, config.smoothness)
-    return moments[..., 0] / np.maximum(moments[..., 1], 1e-6)
-
-
-def vote(scores: np.ndarray, pairs: FlowPairs, t: int, reach: int = 2) -> np.ndarray:
-    """Mean of the scores [T, H, W] of frame `t` and of what its flows find in the frames up to `reach` away."""
-    total = scores[t].astype(np.float32)
-    weight = np.ones_like(total)
-    for offset in pairs.offsets:
-        other = t + offset
-        if abs(offset) > reach or not 0 <= other < len(scores):
-            continue
-        flow, trust = pairs.read(t, offset)
-        total += trust * lookup(scores[other].astype(np.float32), flow)
-        weight += trust
-    return total / weight
-
-
-def moving_regions(score: np.ndarray, config: MotionConfig) -> np.ndarray:
-    """Hysteresis: large connected regions of score > weak that contain > strong; int32 labels, 0 = still."""
-    import cv2
-
-    count, labels, stats, _ = cv2.connectedComponentsWithStats((score > config.weak).astype(np.uint8), connectivity=8)
-    strong = np.bincount(labels.ravel(), (score > config.strong).ravel(), count)
-    keep = (stats[:, cv2.CC_STAT_AREA] >= config.smallest * score.size) & (strong >= 0.25 * stats[:, cv2.CC_STAT_AREA])
-    keep[0] = False
-    number = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
-    return number[labels]
-
-
-def grow_mask(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """Dilate a bool mask."""
-    import cv2
-
-    side = 2 * pixels + 1
-    return cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)).astype(bool)
 
 
 def ground_contact(r: np.ndarray, labels: np.ndarray, config: MotionConfig) -> np.ndarray:
@@ -168,12 +84,11 @@ def scene_flow(
 ) -> tuple[np.ndarray, np.ndarray]:
     """World displacement [H, W, 3] from frame `t` to `t + 1`, and where it is known [H, W] bool.
 
-    Static pixels do not move. Moving ones go to the point of the ray their flow leads to that is nearest to where they
-    were: what a single camera sees of a motion. (Its part along the ray would be a difference of two uncertain depths.)
+    Static pixels do not move. Moving ones go along the ray their flow leads to, to the depth that the growth or
+    shrinkage of their whole region says (the difference of the two frames' depths would mostly be noise).
     """
     flow, trust = pairs.read(t, 1)
-    here = world_points(r[t], state, t)
-    step = _to_ray(here, flow, state, t + 1)
+    step = _moved(r[t], flow, growth(moving, pairs, t), state, t) - world_points(r[t], state, t)
     known = moving[t] & (trust > 0.3) & (lookup(moving[t + 1].astype(np.float32), flow) > 0.5)
     weight = np.where(known, trust, 0).astype(np.float32)[..., None]
     flat = EdgeWeights(right=np.ones(flow.shape[:2], np.float32), down=np.ones(flow.shape[:2], np.float32))
@@ -183,17 +98,64 @@ def scene_flow(
     return step.astype(np.float32), ~moving[t] | (smoothed[..., 3] > 0.05)
 
 
-def _to_ray(points: np.ndarray, flow: np.ndarray, state: FlowState, t: int) -> np.ndarray:
-    """Shortest way [H, W, 3] from world points to the rays of frame `t` through where `flow` leads."""
-    height, width = points.shape[:2]
-    fx, fy, cx, cy = state.intrinsics[t]
+def growth(moving: np.ndarray, pairs: FlowPairs, t: int, gaps: tuple[int, ...] = (1, 2, 4)) -> np.ndarray:
+    """Per-frame change of log size [H, W] of the connected moving region of each pixel; 0 where it is not known.
+
+    The flow of a region is fitted by u' = A u + b; log sqrt(det A), per frame, is how much nearer it came. Longer gaps
+    count more; the result shrinks to zero as it drowns in the flow's noise.
+    """
+    import cv2
+
+    count, labels = cv2.connectedComponents(moving[t].astype(np.uint8), connectivity=8)
+    total, weight = np.zeros(count), np.full(count, 1e-12)
+    for gap in gaps:
+        if gap not in pairs.offsets or t + gap >= len(moving):
+            continue
+        flow, trust = pairs.read(t, gap)
+        trust = trust * (lookup(moving[t + gap].astype(np.float32), flow) > 0.5)
+        for label in range(1, count):
+            y, x = np.nonzero((labels == label) & (trust > 0.2))
+            fitted = _log_size(np.stack([x, y], -1).astype(np.float64), flow[y, x], trust[y, x])
+            if fitted is not None:
+                change, variance = fitted
+                total[label] += change / gap * gap**2 / variance
+                weight[label] += gap**2 / variance
+    rate = total / weight
+    return (rate * rate**2 / (rate**2 + 1 / weight + 1e-12))[labels]
+
+
+def _log_size(pixels: np.ndarray, flow: np.ndarray, trust: np.ndarray) -> tuple[float, float] | None:
+    """Change of log size of some pixels [N, 2] under their flow [N, 2], and its variance; None for too few pixels."""
+    if len(pixels) < 30:
+        return None
+    centred = pixels - np.average(pixels, axis=0, weights=trust)
+    design = np.c_[centred, np.ones(len(centred))]
+    robust = trust.astype(np.float64)
+    for _ in range(3):
+        gram = (design * robust[:, None]).T @ design
+        if np.linalg.cond(gram) > 1e9:
+            return None
+        solution = np.linalg.solve(gram, (design * robust[:, None]).T @ flow)
+        error = np.linalg.norm(flow - design @ solution, axis=1)
+        scale = max(2 * float(np.median(error)), 0.2)
+        robust = trust / (1 + (error / scale) ** 2) ** 2
+    sizes = np.log(np.maximum(np.linalg.svd(np.eye(2) + solution[:2].T, compute_uv=False), 0.1))
+    independent = max(len(pixels) / 60, 1.0)  # flow errors are smooth over some 8x8 px
+    extent = float((centred**2).mean())
+    variance = (scale / 2) ** 2 / (extent * independent) + (ANISOTROPY * float(sizes[0] - sizes[1])) ** 2
+    return float(sizes.mean()), variance
+
+
+def _moved(r: np.ndarray, flow: np.ndarray, change: np.ndarray, state: FlowState, t: int) -> np.ndarray:
+    """World points [H, W, 3] where the pixels of frame `t` are in the next, having grown by `change` in log size."""
+    height, width = r.shape
+    ahead = min(t + 1, len(state.w2c) - 1)
+    fx, fy, cx, cy = state.intrinsics[ahead]
+    depth = np.exp(-change) / np.maximum(r, 1e-6) * (state.intrinsics[ahead, 0] / state.intrinsics[t, 0])
     x = (np.arange(width) + flow[..., 0] - cx) / fx
     y = (np.arange(height)[:, None] + flow[..., 1] - cy) / fy
-    c2w = np.linalg.inv(state.w2c[t])
-    ray = np.stack([x, y, np.ones_like(x)], -1) @ c2w[:3, :3].T
-    ray /= np.linalg.norm(ray, axis=-1, keepdims=True)
-    from_centre = points - c2w[:3, 3]
-    return (from_centre * ray).sum(-1, keepdims=True) * ray - from_centre
+    c2w = np.linalg.inv(state.w2c[ahead])
+    return (np.stack([x, y, np.ones_like(x)], -1) * depth[..., None]) @ c2w[:3, :3].T + c2w[:3, 3]
 
 
 def world_points(r: np.ndarray, state: FlowState, t: int) -> np.ndarray:
@@ -206,49 +168,9 @@ def world_points(r: np.ndarray, state: FlowState, t: int) -> np.ndarray:
     return (camera @ c2w[:3, :3].T + c2w[:3, 3]).astype(np.float32)
 
 
-def lookup(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """Bilinear values [H, W] of `image` where `flow` [H, W, 2] leads to; edge values outside."""
-    import cv2
-
-    height, width = image.shape
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    return cv2.remap(image, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-
-
 def _seen_from(r: np.ndarray, state: FlowState, other: int, t: int, flow: np.ndarray) -> np.ndarray:
     """Inverse depth in frame `t` of the points of frame `other` that `flow` of frame `t` leads to."""
     world = world_points(r, state, other)
     row = state.w2c[t, 2]
     depth = (world @ row[:3] + row[3]).astype(np.float32)
     return 1 / np.maximum(lookup(depth, flow), 1e-3)
-
-
-@njit(cache=True, nogil=True, fastmath=True)
-@no_type_check
-def _score(flow, weight, slots, R, t, host, targets, r, scale):
-    height, width = r.shape
-    score, trust = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
-    for y in range(height):
-        for x in range(width):
-            a, b = (x - host[2]) / host[0], (y - host[3]) / host[1]
-            total, used = np.float32(0), np.float32(0)
-            for n in range(len(slots)):
-                k = slots[n]
-                w = np.float32(weight[k, y, x]) / 255
-                if w <= 0:
-                    continue
-                fx, fy = flow[k, y, x, 0] / FLOW_UNIT, flow[k, y, x, 1] / FLOW_UNIT
-                z = R[n, 2, 0] * a + R[n, 2, 1] * b + R[n, 2, 2] + r[y, x] * t[n, 2]
-                z = max(z, 0.02)
-                px = (R[n, 0, 0] * a + R[n, 0, 1] * b + R[n, 0, 2] + r[y, x] * t[n, 0]) / z
-                py = (R[n, 1, 0] * a + R[n, 1, 1] * b + R[n, 1, 2] + r[y, x] * t[n, 1]) / z
-                sx, sy = px * targets[n, 0] + targets[n, 2] - x, py * targets[n, 1] + targets[n, 3] - y
-                d2 = (sx - fx) ** 2 + (sy - fy) ** 2
-                bound = scale[0] + scale[1] * np.sqrt(fx * fx + fy * fy) + scale[2] * np.sqrt(sx * sx + sy * sy)
-                e2 = d2 / (bound * bound)
-                total += w * e2 / (1 + e2)
-                used += w
-            if used > 0:
-                score[y, x] = total / used
-            trust[y, x] = min(used, np.float32(1))
-    return score, trust

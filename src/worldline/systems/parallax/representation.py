@@ -114,6 +114,15 @@ def texture(gray: np.ndarray) -> np.ndarray:
     return cv2.blur(gx * gx + gy * gy, (9, 9))
 
 
+def lookup(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """Bilinear values [H, W] of `image` where `flow` [H, W, 2] leads to; edge values outside."""
+    import cv2
+
+    height, width = image.shape
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    return cv2.remap(image, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
 def grid_pixels(size: tuple[int, int], count: int) -> np.ndarray:
     """About `count` integer pixels [N, 2] (x, y) on a regular grid, half a step away from the border."""
     height, width = size
