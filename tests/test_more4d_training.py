@@ -22,7 +22,7 @@ from worldline.io.tensors import WeightsError
 from worldline.systems.more4d import lora, pretrained, recipes, train, transformer
 from worldline.systems.more4d.networks import MoRe4D, build
 from worldline.systems.more4d.objective import VaeObjective, train_only
-from worldline.systems.more4d.published import published_transformer_key
+from worldline.systems.more4d.published import image_keys, published_transformer_key, text_key
 from worldline.systems.more4d.samples import fill_samples, motion_samples
 from worldline.systems.more4d.vae import MotionVae
 from worldline.training.loop import Batches
@@ -237,6 +237,61 @@ def test_blocking_8_a_vae_folder_is_never_loaded_silently_empty(tmp_path: Path) 
     loaded = pretrained.load_vae(tmp_path, vae.config)
     for key, value in vae.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[key]), key
+
+
+def test_published_text_and_image_encoders_are_read(tmp_path: Path) -> None:
+    from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+
+    sizes = UMT5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=12, num_layers=2, num_heads=2,
+                       feed_forward_proj="gated-gelu")  # fmt: skip
+    text = UMT5EncoderModel(sizes).eval()
+    names = {"token_embedding.weight": "shared.weight", "norm.weight": "encoder.final_layer_norm.weight"}
+    for i in range(2):
+        parts = ["norm1", "norm2", *(f"attn.{p}" for p in "qkvo"), "ffn.gate.0", "ffn.fc1", "ffn.fc2",
+                 "pos_embedding.embedding"]  # fmt: skip
+        names |= {f"blocks.{i}.{part}.weight": text_key(f"blocks.{i}.{part}.weight") for part in parts}
+    state = text.state_dict()
+    torch.save({theirs: state[ours].clone() for theirs, ours in names.items()}, tmp_path / "t5.pth")
+
+    class Tokens(dict):
+        input_ids = torch.tensor([[3, 4, 1, 0]])
+        attention_mask = torch.tensor([[1, 1, 1, 0]])
+
+        def to(self, device: object) -> Tokens:
+            return self
+
+    loaded = pretrained.load_text(tmp_path / "t5.pth", sizes, lambda texts, **options: Tokens())
+    rows = loaded(["a ball"])
+    expected = text(input_ids=Tokens.input_ids, attention_mask=Tokens.attention_mask).last_hidden_state
+    assert torch.allclose(rows[0, :3], expected[0, :3], atol=1e-5) and not bool(rows[0, 3].any())
+
+    small = CLIPVisionConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
+                             image_size=224, patch_size=112, hidden_act="gelu")  # fmt: skip
+    image = CLIPVisionModel(small).eval()
+    table = {}
+    for key, value in image.state_dict().items():
+        table[key.removeprefix("vision_model.")] = value.clone()
+    table = {key: value for key, value in table.items() if not key.endswith("position_ids")}
+    theirs = {"log_scale": torch.zeros(()), "textual.head": torch.zeros(3), "visual.head": torch.zeros(8, 4)}
+    for key in (*image_sources(3),):
+        ours = image_keys(key)
+        value = torch.cat([table[name] for name in ours]) if len(ours) == 3 else table[ours[0]]
+        theirs[key] = value[None, None] if key.endswith("cls_embedding") else value
+    theirs["visual.pos_embedding"] = theirs["visual.pos_embedding"][None]
+    torch.save(theirs, tmp_path / "clip.pth")
+    rows = pretrained.load_image(tmp_path / "clip.pth", small)(torch.rand(1, 3, 30, 40))
+    assert rows.shape == (1, 5, 8)
+    with pytest.raises(WeightsError, match="There is no"):
+        pretrained.load_image(tmp_path / "none.pth", small)
+    with pytest.raises(WeightsError, match="do not fit"):
+        pretrained.load_text(tmp_path / "clip.pth", sizes, None)
+
+
+def image_sources(layers: int) -> list[str]:
+    parts = ("norm1", "norm2", "attn.to_qkv", "attn.proj", "mlp.0", "mlp.2")
+    names = [f"transformer.{i}.{part}.{kind}" for i in range(layers) for part in parts for kind in ("weight", "bias")]
+    names += [f"{part}.{kind}" for part in ("pre_norm", "post_norm") for kind in ("weight", "bias")]
+    return ["visual." + name for name in (*names, "cls_embedding", "pos_embedding", "patch_embedding.weight")]
 
 
 def test_own_checkpoints_come_back(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from worldline.io import tensors
 from worldline.io.ledger import sha256
 from worldline.systems.more4d import lora, published, transformer
 from worldline.systems.more4d.config import MoRe4DConfig, TransformerConfig, VaeConfig
+from worldline.systems.more4d.encoders import ClipImages, Umt5
 from worldline.systems.more4d.networks import MoRe4D, build
 from worldline.systems.more4d.transformer import WanTransformer4D, restore_tables, widened
 from worldline.systems.more4d.vae import MotionVae
@@ -100,20 +101,69 @@ def part(folder: Path) -> dict[str, Tensor]:
     """
     if not folder.is_dir():
         raise tensors.WeightsError(f"{folder} is missing; the VAE needs vae, encoder_prompt and decoder_prompt.")
-    if list(folder.glob("*.safetensors")):
-        from safetensors.torch import load_file
-
-        return {key: value for file in tensors.model_files(folder) for key, value in load_file(file).items()}
-    files = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
+    files = tensors.model_files(folder) if list(folder.glob("*.safetensors")) else []
+    files = files or sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
     if not files:
         raise tensors.WeightsError(f"{folder} holds neither .safetensors nor .bin files; nothing would be loaded.")
+    return {key: value for file in files for key, value in plain(file).items()}
+
+
+def plain(file: Path) -> dict[str, Tensor]:
+    """The table of tensors in one file; PyTorch's own format is mapped into memory, and no code in it is run.
+
+    Raises:
+        WeightsError: there is no such file, or there is something else in it.
+    """
+    if not file.is_file():
+        raise tensors.WeightsError(f"There is no {file}.")
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        tensors.header(file)
+        return load_file(file)
+    loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise tensors.WeightsError(f"{file} is no plain table of tensors; convert it to safetensors.")
+    return loaded
+
+
+def load_text(file: Path, config: Any, tokenizer: Any) -> Umt5:
+    """The text encoder from umT5's original file (`config` is a `UMT5Config`) with transformers' tokenizer.
+
+    Raises:
+        WeightsError: missing, or keys and shapes that do not fit.
+    """
+    from transformers import UMT5EncoderModel
+
+    with torch.device("meta"):
+        encoder = UMT5EncoderModel(config)
+    state = {published.text_key(key): value for key, value in plain(file).items()}
+    state["encoder.embed_tokens.weight"] = state.get("shared.weight", torch.empty(0))  # one table under two names
+    _fill(encoder, state, file)
+    return Umt5(encoder.eval(), tokenizer)
+
+
+def load_image(file: Path, config: Any) -> ClipImages:
+    """The image encoder from CLIP's original file (`config` is a `CLIPVisionConfig`); its text tower is left alone.
+
+    Raises:
+        WeightsError: missing, or keys and shapes that do not fit.
+    """
+    from transformers import CLIPVisionModel
+
+    encoder = CLIPVisionModel(config)
+    prefix = "vision_model." if any(key.startswith("vision_model.") for key in encoder.state_dict()) else ""
     state: dict[str, Tensor] = {}
-    for file in files:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-        if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-            raise tensors.WeightsError(f"{file} is no plain table of tensors; convert it to safetensors.")
-        state |= loaded
-    return state
+    for key, value in plain(file).items():
+        state |= {prefix + name: entry for name, entry in published.image_tensors(key, value).items()}
+    _fill(encoder, state, file)
+    return ClipImages(encoder.eval())
+
+
+def _fill(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+    tensors.check(str(file), shapes(network), {key: tuple(value.shape) for key, value in state.items()})
+    network.load_state_dict(state, strict=True, assign=True)
+    network.requires_grad_(False)
 
 
 def merge_lora(model: WanTransformer4D, file: Path, weight: float = lora.SHIPPED_WEIGHT) -> None:
@@ -123,10 +173,7 @@ def merge_lora(model: WanTransformer4D, file: Path, weight: float = lora.SHIPPED
         WeightsError: damaged.
         ValueError: it is for another transformer.
     """
-    from safetensors.torch import load_file
-
-    tensors.header(file)
-    lora.merge(model, load_file(file), weight)
+    lora.merge(model, plain(file), weight)
 
 
 @dataclass(frozen=True, kw_only=True)
