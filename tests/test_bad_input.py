@@ -141,7 +141,7 @@ def test_full_disk(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "out"))
 
     monkeypatch.setattr(store.SceneWriter, "append", full)
-    refused(capsys, ["reconstruct", str(good), "-o", str(tmp_path / "out")], "(?i)no space")
+    refused(capsys, ["reconstruct", str(good), "-o", str(tmp_path / "out"), "--json"], "(?i)no space")
     assert not (tmp_path / "out").exists()
 
 

@@ -95,7 +95,9 @@ def describe(
     for name, value in numbers.items():
         report[name] = round(value, 4) if value is not None and np.isfinite(value) else None
     warnings = list(solution.warnings)
-    if solution.kind != "full":
+    if len(solution.registered) == 1:
+        warnings.append("There is only one frame: motion and parallax cannot be known; depth is the prior's, if any.")
+    elif solution.kind != "full":
         what = "does not move" if solution.kind == "static" else "only rotates, as far as the image motion shows"
         warnings.append(
             f"The camera {what}: depth cannot be seen from parallax and is unknown unless a prior gives it."
