@@ -105,6 +105,18 @@ def test_only_parameters_with_gradient_are_trained_and_written(tmp_path):
     assert changed == {name for name in before if name.startswith("body.")}
 
 
+def test_stages_of_different_precision_run_in_one_process(tmp_path):
+    seen = []
+
+    def watching(model, batch, generator):
+        seen.append(model.body(model.frozen(batch)).dtype)
+        return objective(model, batch, generator)
+
+    for precision in ("no", "bf16", "no"):
+        train(toy(), watching, batches, replace(CONFIG, steps=1, precision=precision), tmp_path / f"{len(seen)}")
+    assert seen == [torch.float32, torch.bfloat16, torch.float32]
+
+
 def test_the_objective_is_learnt(tmp_path):
     config = replace(CONFIG, steps=150, learning_rate=3e-2, checkpoint_every=150)
     train(toy(), objective, batches, config, tmp_path)

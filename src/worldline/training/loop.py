@@ -46,15 +46,20 @@ class Outcome:
 
 
 class _Step(nn.Module):
-    """Model and objective as one module, so that autocast and gradient synchronisation wrap the whole loss."""
+    """Model and objective as one module, so that autocast and gradient synchronisation wrap the whole loss.
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
+    Autocast is entered here and not by Accelerate, whose precision is fixed for the life of the process.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, half: bool) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
+        self.half = half
 
     def forward(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        return self.objective(self.model, batch, generator)
+        with torch.autocast(generator.device.type, torch.bfloat16, enabled=self.half):
+            return self.objective(self.model, batch, generator)
 
 
 def train(
@@ -120,7 +125,7 @@ class _Run:
         from accelerate import Accelerator
 
         self.config, self.folder, self.batches = config, folder, batches
-        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=config.precision)
+        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         if not self.parameters:
             raise ValueError(f"Stage {config.name!r} has nothing to train: no parameter requires a gradient.")
@@ -132,7 +137,9 @@ class _Run:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.module, self.optimizer = self.accelerator.prepare(_Step(model, objective), optimizer)
+        self.module, self.optimizer = self.accelerator.prepare(
+            _Step(model, objective, config.precision == "bf16"), optimizer
+        )
         self.ema = None if config.ema_decay is None else Ema(self.parameters, config.ema_decay)
         self.ahead = ThreadPoolExecutor(max_workers=1)
         self.pending: dict[int, Future] = {}
