@@ -80,9 +80,16 @@ METRICS: Mapping[str, Metric] = {
 
 def describe(name: str) -> Metric:
     """What a metric's name means. Raises KeyError for a name no metric has."""
-    if name in METRICS:
-        return METRICS[name]
-    pattern = re.sub(r"_[\d.]+$", "_*", name)
-    if pattern in METRICS:
-        return METRICS[pattern]
-    raise KeyError(f"No metric is called {name}.")
+    return METRICS[_entry(name)]
+
+
+def rank(name: str) -> int:
+    """Place in the list above, which is the order of tables. Raises KeyError for a name no metric has."""
+    return list(METRICS).index(_entry(name))
+
+
+def _entry(name: str) -> str:
+    pattern = name if name in METRICS else re.sub(r"_[\d.]+$", "_*", name)
+    if pattern not in METRICS:
+        raise KeyError(f"No metric is called {name}.")
+    return pattern

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from worldline.evaluation.metrics import describe
+from worldline.evaluation.metrics import describe, rank
 from worldline.evaluation.protocols.protocol import Protocol
 from worldline.evaluation.report import Mean, Report
 
@@ -39,7 +39,7 @@ def grid(means: Sequence[Mean], show: Callable[[Mean], str] = cell) -> tuple[lis
 
     The second column is N, the number of sequences whose truth allows the metric.
     """
-    metrics = list(dict.fromkeys((mean.metric, mean.alignment) for mean in means))
+    metrics = sorted(dict.fromkeys((mean.metric, mean.alignment) for mean in means), key=lambda entry: rank(entry[0]))
     systems = list(dict.fromkeys(mean.system for mean in means))
     found = {(mean.system, mean.metric, mean.alignment): mean for mean in means}
     lines = []
