@@ -23,7 +23,7 @@ from worldline.training.config import TrainConfig
 from worldline.training.curve import Curve
 from worldline.training.ema import Ema
 
-Objective = Callable[[nn.Module, Any, torch.Generator], dict[str, Tensor]]
+Objective = Callable[[Any, Any, torch.Generator], dict[str, Tensor]]
 """(model, batch, generator) -> named scalar losses."""
 
 Batches = Callable[[int], Any]
@@ -51,14 +51,14 @@ class _Step(nn.Module):
     Autocast is entered here and not by Accelerate, whose precision is fixed for the life of the process.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, half: bool) -> None:
+    def __init__(self, model: nn.Module, objective: Objective, bf16: bool) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
-        self.half = half
+        self.bf16 = bf16
 
     def forward(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        with torch.autocast(generator.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(generator.device.type, torch.bfloat16, enabled=self.bf16):
             return self.objective(self.model, batch, generator)
 
 
@@ -126,7 +126,9 @@ class _Run:
 
         self.config, self.folder, self.batches = config, folder, batches
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
-        self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self.parameters: dict[str, Tensor] = {
+            name: value for name, value in model.named_parameters() if value.requires_grad
+        }
         if not self.parameters:
             raise ValueError(f"Stage {config.name!r} has nothing to train: no parameter requires a gradient.")
         optimizer = torch.optim.AdamW(

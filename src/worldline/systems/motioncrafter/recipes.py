@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from worldline.systems.motioncrafter.config import MotionCrafterConfig, Paradigm, mini_config
 from worldline.systems.motioncrafter.objective import (
@@ -113,7 +113,13 @@ def mini(*, seed: int = 7, paradigm: Paradigm = "deterministic") -> Recipe:
     Different from the paper because there is no image or video prior here: the condition encoder and the image encoder
     are trained with the U-Net; points count far more than latents, and relatively; the frames carry little noise.
     """
-    common = {"precision": "bf16", "seed": seed, "weight_decay": 1e-2, "gradient_clip": 1.0, "ema_decay": 0.998}
+    common: dict[str, Any] = {
+        "precision": "bf16",
+        "seed": seed,
+        "weight_decay": 1e-2,
+        "gradient_clip": 1.0,
+        "ema_decay": 0.998,
+    }
     clips = ClipConfig(size=(48, 64), views=((4, 1), (4, 2)))
     pairs = ClipConfig(size=(48, 64), views=((2, 1), (2, 3)))  # autoencoders see single frames: more scenes teach more
     geometry = TrainConfig(
@@ -189,7 +195,7 @@ def paper(*, paradigm: Paradigm = "deterministic", strategy: VaeStrategy = "all"
     published code: bfloat16 in place of fp16, gradients through the frozen decoders, flow under the flow mask, and a
     denoiser trained with its sampler's preconditioning.
     """
-    common = {
+    common: dict[str, Any] = {
         "batch_size": 1,
         "schedule": "constant",
         "ema_decay": None,
