@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldline.cli import bench, evaluate, main
+from worldline.cli import bench, main
 from worldline.evaluation import baselines, benchmark
 from worldline.evaluation.baselines import TRIVIAL
 from worldline.evaluation.benchmark import Clip, missing_real, real_clips, run_suites
@@ -100,6 +100,7 @@ def test_evaluate_explains_bad_input(
 ) -> None:
     system, truth = folders
     for words, message in (
+        ([str(system)], "Give predictions and --truth"),
         ([str(system), "--truth", str(tmp_path / "no")], "nothing at"),
         ([str(system), "--truth", str(truth), "--protocol", "best"], "There is no protocol 'best'"),
         (
@@ -117,7 +118,7 @@ def test_evaluate_explains_bad_input(
 
 
 def test_protocols_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate.run(evaluate.Evaluate(predictions=(), truth=(), protocol="list")) == 0
+    assert main(["evaluate", "--protocol", "list"]) == 0
     assert "motioncrafter-world-corrected" in capsys.readouterr().out
 
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class Evaluate:
     """Score scenes, or other tools' outputs, against truth; a failed sequence is a row, never a gap."""
 
-    predictions: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    predictions: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """One per system: a scene, a known tool's output, or a folder of such, one per sequence."""
-    truth: tuple[Path, ...]
+    truth: tuple[Path, ...] = ()
     """Scenes (or trajectory files) with the truth, or folders of such; paired with predictions by name."""
     protocol: str = "worldline-v1"
     """A protocol's name, several with commas, or all; `--protocol list` says what there is."""
@@ -52,6 +52,8 @@ def run(args: Evaluate) -> int:
     # 1. What to measure, on what.
     if args.protocol == "list":
         return _list_protocols()
+    if not args.predictions or not args.truth:
+        raise ValueError("Give predictions and --truth, for instance: worldline evaluate OUT --truth CLIPS.")
     protocols = _protocols(args.protocol)
     systems, sequences = _gather(args)
     # 2. Score.
