@@ -133,7 +133,7 @@ def unreliable(table: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     """Outputs that do not beat looking at nothing by two standard errors."""
     cells = table["mean depth, straight path"]
     outputs = {"points": "abs_rel", "cameras": "ate"}
-    return [o for o, m in outputs.items() if cells[m]["versus_all"] < 2 * cells[m]["versus_all_se"]]
+    return [o for o, m in outputs.items() if not cells[m]["versus_all"] > 2 * cells[m]["versus_all_se"]]
 
 
 def main(argv: list[str] | None = None) -> int:
