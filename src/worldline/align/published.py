@@ -142,7 +142,8 @@ def _fit_disparity(state: State, samples: Samples, weights: PublishedWeights) ->
         used = (samples.weight[views].flatten() > 0) & (d != 0)
         if int(used.sum()) < 8:
             continue
-        s, b = scale_shift_l1(d[used], z[used])
+        step = max(1, int(used.sum()) // 500)
+        s, b = scale_shift_l1(d[used][::step], z[used][::step])
         fit[k, 0], fit[k, 1] = s, b
         depth = 1 / (s * d + b).clamp_min(1e-5)
         ratio = torch.maximum(depth * z, 1 / (depth * z))
@@ -185,7 +186,7 @@ def _fit_trajectory(state: State, rays: RayViews) -> State:
 
 def published_depth(
     q: Float[Tensor, "k *p 3"], weight: Float[Tensor, "k *p"], ray: Float[Tensor, "*p 3"],
-    inverse: Float[Tensor, "k *p"] | None, inverse_weight: Float[Tensor, "k *p"] | None, sweeps: int = 6,
+    inverse: Float[Tensor, "k *p"] | None, inverse_weight: Float[Tensor, "k *p"] | None, sweeps: int = 5,
 ) -> Float[Tensor, "*p"]:  # fmt: skip
     """Depth of each pixel that minimises  sum w |D a - q_k| + sum w' |1/D - delta_k|  (specs/geo4d.md 6.3 (3)).
 

@@ -13,7 +13,7 @@ from worldline.align.observation import Observation
 from worldline.geometry.pose import from_rt
 from worldline.geometry.raymap import to_cameras_procrustes
 
-_RAYS = 250  # per frame: enough for three angles, a centre and a focal
+_RAYS = 150  # per frame: enough for three angles, a centre and a focal
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ from worldline.geometry.fit import scale_shift_l1
 from worldline.geometry.pose import Similarity
 
 _BLOCKS = (4, 6)
-_INDEPENDENT = 0.6  # share of samples with errors of their own above which more samples are worth their time
+_INDEPENDENT = 0.8  # share of samples with errors of their own above which more samples are worth their time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +259,7 @@ def _round(
     if smooth is not None:
         smooth = by_evidence(energy, normal, state, smooth)
         energy, normal = energy.extended(normal, smooth, state)
-    schedule = LMConfig(iterations=iterations, tolerance=1e-4 if iterations > 5 else 1e-3)
+    schedule = LMConfig(iterations=iterations, tolerance=2e-4 if iterations > 5 else 1e-3)
     return minimise(energy, state, schedule, first=normal).state, noise, smooth, energy
 
 
@@ -305,7 +305,7 @@ def _start_disparity(state: State, samples: Samples) -> State:
         d, z = samples.disparity[views].flatten(), inverse[samples.frame[views]].flatten()
         used = (samples.weight[views].flatten() > 0) & (d != 0)
         if int(used.sum()) > 8:
-            step = max(1, int(used.sum()) // 2000)
+            step = max(1, int(used.sum()) // 500)
             alpha, beta = scale_shift_l1(z[used][::step], d[used][::step])
             fit[k, 0], fit[k, 1] = alpha, beta
     return replace(state, disparity=fit)

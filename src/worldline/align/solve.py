@@ -49,11 +49,10 @@ def solve(
         num_frames: T of the video.
         size: (H, W) of the observations.
         priors: what is known beforehand.
-        config: settings.
-        progress: told about each phase.
+        config, progress: settings, and who is told about each phase.
 
     Returns:
-        the alignment: cameras in pixels and cam2world with world = first camera (or of the known poses), fields on
+        The alignment: cameras in pixels and cam2world with world = first camera (or of the known poses), fields on
         demand. What could not be determined is said in `report["undetermined"]`; nothing is ever NaN.
 
     Raises:

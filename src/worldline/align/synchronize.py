@@ -21,7 +21,7 @@ from worldline.align.sampling import Samples
 from worldline.align.schur import CameraBlock, Layout, LMConfig, Normal, minimise
 from worldline.geometry.pose import Similarity, hat
 
-_SAMPLES_PER_PAIR = 512
+_SAMPLES_PER_PAIR = 256
 _HYPOTHESES = 64
 _QUANTILE = 0.3  # of residuals: two windows with 30 % outliers each leave half of the pairs clean, so no median
 
