@@ -206,7 +206,7 @@ def _write(folder: Path, state: State, dtype: torch.dtype) -> None:
             room = SHARD_BYTES
         shards[-1].append(key)
         room -= size
-    index = {}
+    index: dict[str, str] = {}
     for number, keys in enumerate(shards, start=1):
         name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file({key: state[key].to(dtype).contiguous().clone() for key in keys}, folder / name)

@@ -90,7 +90,9 @@ class AutoencoderObjective:
         mean, std = posterior.mean.float(), posterior.std.float()
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         decoded = dict(zip(pictures, model.vae.decode(mean + std * noise).float().chunk(len(pictures)), strict=True))
-        terms = {name: (decoded[name] - pictures[name]).abs().mean() for name in pictures if name != "points"}
+        terms: dict[str, Tensor] = {
+            name: (decoded[name] - pictures[name]).abs().mean() for name in pictures if name != "points"
+        }
         valid, distance = clips.pictures.valid[:, chosen].flatten(0, 1), clips.distance[:, chosen].flatten(0, 1)
         terms |= point_terms(decoded["points"], None, pictures["points"], valid, distance)
         return terms | {"kl": 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).mean()}
@@ -142,7 +144,7 @@ class DenoisingObjective:
         context = model.context.expand(len(clean), -1, -1)
         predicted = model.unet(torch.cat([noisy, seen], dim=1), timestep, context, clips.fps).float()
         error = model.split((predicted - target).square())
-        terms = {name: value.mean() for name, value in error.items()}
+        terms: dict[str, Tensor] = {name: value.mean() for name, value in error.items()}
         if self.decoded == 0:
             return terms
         alpha = ddim.spread(schedule.alphas_cumprod.to(clean.device)[timestep], noisy)

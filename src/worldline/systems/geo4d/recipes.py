@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from worldline.systems.geo4d.config import MODALITIES, Geo4DConfig, Modality, mini_config
 from worldline.systems.geo4d.objective import AutoencoderObjective, DenoisingObjective, PointDecoderObjective
@@ -179,7 +180,7 @@ def paper(*, seed: int = 23) -> Recipe:
     for it, 1e-5): they are choices. The data are the caller's `source`, see `train.mixture`; five data sets in ratios
     1 : 1 : 1 : 1 : 2.
     """
-    common = {
+    common: dict[str, Any] = {
         "batch_size": 1,
         "accumulate": 8,  # times 4 processes is the paper's 32
         "schedule": "constant",

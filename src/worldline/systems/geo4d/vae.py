@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.models.autoencoders.vae import Decoder, DiagonalGaussianDistribution, Encoder
 from diffusers.models.resnet import ResnetBlock2D
@@ -37,7 +39,7 @@ class Geo4DVae(nn.Module):
         super().__init__()
         self.config = config = config or VaeConfig()
         levels = len(config.channels)
-        shared = {"block_out_channels": config.channels, "norm_num_groups": config.norm_groups}
+        shared: dict[str, Any] = {"block_out_channels": config.channels, "norm_num_groups": config.norm_groups}
         self.encoder = Encoder(
             in_channels=3,
             out_channels=config.latent_channels,
