@@ -1,6 +1,6 @@
-"""What the embedded Geo4D is worth, and what each modality adds, on held-out synthetic clips.
+"""What a small Geo4D checkpoint is worth, and what each modality adds, on held-out synthetic clips.
 
-python benchmarks/geo4d_mini.py [--weights mini.safetensors] [--clips 32] [--json] [--write]
+python benchmarks/geo4d_mini.py --weights mini.safetensors [--clips 32] [--json] [--write]
 
 Clips: one window of frames at the size the model was trained on, scene seeds from VALIDATION_START (training stays
 below 1,000,000,000). Depth: AbsRel in percent after one scale and shift per clip in disparity (least absolute
@@ -30,7 +30,6 @@ from worldline.systems.geo4d import pretrained
 from worldline.systems.geo4d import representation as rep
 from worldline.systems.geo4d.config import MODALITIES
 from worldline.systems.geo4d.infer import InferConfig, Observer, infer
-from worldline.systems.geo4d.system import MINI_CHECKPOINT
 
 VALIDATION_START = 1_000_500_000
 SIZE, LEAST_VALID = (48, 64), 0.05
@@ -138,7 +137,7 @@ def unreliable(table: dict[str, dict[str, dict[str, float]]]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=MINI_CHECKPOINT)
+    parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true")

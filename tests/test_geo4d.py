@@ -15,12 +15,13 @@ from worldline.diffusion import ddim
 from worldline.geometry import fit, pointmap, pose
 from worldline.scene import Video
 from worldline.systems.geo4d import infer as g4
+from worldline.systems.geo4d import pretrained
 from worldline.systems.geo4d import representation as rep
 from worldline.systems.geo4d.config import MODALITIES, Geo4DConfig, UNetConfig, VaeConfig, mini_config
 from worldline.systems.geo4d.frames import Fit, FrameLatents
 from worldline.systems.geo4d.networks import Geo4D, build, widened
-from worldline.systems.geo4d.system import MINI_CHECKPOINT, Geo4DSystem, load_mini
-from worldline.systems.registry import Loading, Options
+from worldline.systems.geo4d.system import Geo4DSystem, load_mini
+from worldline.systems.system import Loading, Options
 
 SMALL_VAE = VaeConfig(channels=(8, 8), blocks=1, latent_channels=2, scaling_factor=0.7, norm_groups=4)
 SMALL = Geo4DConfig(
@@ -363,11 +364,14 @@ def test_only_the_clean_end_returns_what_an_oracle_knows(steps):
         schedule.steps(0)
 
 
-def test_the_embedded_model_runs_and_says_what_it_is_worth():
-    system = load_mini(Loading(device=torch.device("cpu")))
-    assert system.parameters <= 8_000_000 and MINI_CHECKPOINT.stat().st_size < 16e6
+def test_a_small_checkpoint_runs_and_its_card_is_believed(tmp_path):
+    path = pretrained.export(build(mini_config()), tmp_path / "mini.safetensors", {"unreliable": ["points"]})
+    assert path.stat().st_size < 16e6
+    system = load_mini(Loading(device=torch.device("cpu"), weights=str(path)))
+    assert system.parameters <= 8_000_000
     scene = system.reconstruct(video(3, (33, 50)), Options())
     assert scene.points.shape == (3, 33, 50, 3) and scene.confidence is not None and len(scene.cameras) == 3
-    card = json.loads(MINI_CHECKPOINT.with_suffix(".json").read_text())
-    assert scene.provenance.unreliable == tuple(card["unreliable"])
-    assert scene.provenance.weights_sha256 == card["sha256"]
+    assert scene.provenance.unreliable == ("points",)
+    assert scene.provenance.weights_sha256 == json.loads(path.with_suffix(".json").read_text())["sha256"]
+    with pytest.raises(ValueError, match="no embedded weights"):
+        load_mini(Loading(device=torch.device("cpu")))

@@ -11,15 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from worldline.align.observation import Observation
-from worldline.align.reference import (
-    Variables,
-    first_frame_focals,
-    initial_alignment,
-    objective,
-    stack,
-    total,
-    window_transforms,
-)
+from worldline.align.reference import first_frame_focals, initial_alignment, stack
+from worldline.align.reference_energy import Variables, objective, signed_log, total, window_transforms, xyzw
 from worldline.geometry.pose import from_rt
 
 pytestmark = pytest.mark.shared
@@ -43,15 +36,13 @@ def align24(golden_dir: Path):
 
 def stored(z: dict, stage: str) -> Variables:
     """Stored solution in the published parametrisation, float64."""
-    from worldline.align.reference import _signed_log, _xyzw
-
     z = {name: value.double() for name, value in z.items()}
     pose, window = z[f"{stage}.pose"], z[f"{stage}.pw"]
     scale = torch.linalg.det(window[:, :3, :3]).pow(1 / 3)
     return Variables(
-        log_depth=z[f"{stage}.depth"].flatten(1).log(), quaternion=_xyzw(pose[:, :3, :3]), translation=_signed_log(pose[:, :3, 3]),
+        log_depth=z[f"{stage}.depth"].flatten(1).log(), quaternion=xyzw(pose[:, :3, :3]), translation=signed_log(pose[:, :3, 3]),
         focal=20 * z[f"{stage}.focal"][0].log(), disparity=z[f"{stage}.st"], trajectory=z[f"{stage}.traj_align_raw"],
-        window=torch.cat([_xyzw(window[:, :3, :3] / scale[:, None, None]), _signed_log(window[:, :3, 3] / scale[:, None]), scale.log()[:, None]], 1),
+        window=torch.cat([xyzw(window[:, :3, :3] / scale[:, None, None]), signed_log(window[:, :3, 3] / scale[:, None]), scale.log()[:, None]], 1),
     )  # fmt: skip
 
 

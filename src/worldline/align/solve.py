@@ -41,6 +41,7 @@ def solve(
     priors: Priors = _NO_PRIORS,
     config: AlignConfig = _DEFAULTS,
     progress: Progress = no_progress,
+    optical_flow: Float[Tensor, "S H W 2"] | None = None,
 ) -> Alignment:
     """Join windows into one world and solve a camera for every frame.
 
@@ -74,8 +75,9 @@ def solve(
         # 3. everything together
         focal, published = float(start.rig.log_focal.exp().median()), config.objective == "published"
         rays = read_rays(observations, principal, focal, published) if samples.has_rays else None
+        matches = match_scene_flow(observations, samples, start, size, principal) if not published else None
         samples, fine = (replace(s, weight=s.weight * start.kept[s.window][:, None]) for s in (samples, fine))
-        state, fusion, notes = _refine([samples, fine], start, rays, size, priors, config)
+        state, fusion, notes = _refine([samples, fine], start, rays, size, priors, config, optical_flow, matches)
         clock.done("refine", 3)
     # 4. the world of the first camera or of known poses, the metric scale
     pose = from_rt(state.rotation, state.centre)
@@ -109,7 +111,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def _refine(
-    levels: list[Samples], start: Start, rays: RayViews | None, size: tuple[int, int], priors: Priors, config: AlignConfig
+    levels: list[Samples], start: Start, rays: RayViews | None, size: tuple[int, int], priors: Priors,
+    config: AlignConfig, flow: Tensor | None, matches: FlowMatches | None,
 ) -> tuple[State, Fusion, dict[str, Any]]:  # fmt: skip
     """All variables by the chosen objective, on few samples, then on more; and how depth follows from them."""
     if config.objective == "published":

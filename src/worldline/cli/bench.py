@@ -97,17 +97,18 @@ def data_folder(chosen: Path | None) -> Path | None:
 def _predictors(args: Systems) -> tuple[dict[str, Predictor], Mapping[str, int]]:
     """Systems as functions of a video and a seed, and how many weights each has."""
     from worldline import api
-    from worldline.systems.registry import CARDS, Loading, card
+    from worldline.systems.registry import CARDS, card
+    from worldline.systems.system import Loading
 
     device = api.choose_device(args.device)
-    embedded = [c.name for c in CARDS.values() if c.kind == "video" and c.installed and not c.weights.startswith("hub")]
+    embedded = [c.name for c in CARDS.values() if c.kind == "video" and c.installed and c.embedded]
     names = {"embedded": [api.AUTO, *embedded], "none": []}.get(args.systems) if args.systems else []
     if names is None:
         names = [name.strip() for name in args.systems.split(",")]
     parameters: dict[str, int] = {}
     for name in names:
         entry = card(api.AUTO_PRIOR if name == api.AUTO else name)
-        if not entry.weights.startswith("hub"):
+        if entry.embedded:
             try:
                 parameters[name] = entry.load(Loading(device=device)).parameters
             except (ValueError, OSError) as error:

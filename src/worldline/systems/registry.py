@@ -21,6 +21,8 @@ class Card:
     kind: Literal["video", "image"]
     weights: str
     licence: str
+    embedded: bool
+    """Runs with what is in the package; nothing to download or convert."""
     area: int
     """Pixels per frame it works at when nothing else is asked for."""
     multiple: int
@@ -47,6 +49,12 @@ def _motioncrafter(loading: Loading) -> VideoSystem:
     return load_published(loading)
 
 
+def _geo4d(loading: Loading) -> VideoSystem:
+    from worldline.systems.geo4d.system import load_published
+
+    return load_published(loading)
+
+
 def _parallax(loading: Loading) -> VideoSystem:
     from worldline.systems.parallax.infer import load_parallax
 
@@ -62,6 +70,7 @@ CARDS = {
             kind="video",
             weights="none",
             licence="Apache-2.0",
+            embedded=True,
             area=192 * 320,
             multiple=2,
             needs=(),
@@ -73,6 +82,7 @@ CARDS = {
             kind="video",
             weights="embedded (synthetic scenes only)",
             licence="Apache-2.0",
+            embedded=True,
             area=96 * 160,
             multiple=2,
             needs=(),
@@ -84,10 +94,23 @@ CARDS = {
             kind="video",
             weights="hub: TencentARC/MotionCrafter and Stable Video Diffusion (about 5 GB)",
             licence="academic, non-commercial, not intended for the EU",
+            embedded=False,
             area=320 * 640,
             multiple=2,
             needs=(),
             load=_motioncrafter,
+        ),
+        Card(
+            name="geo4d",
+            summary="Geo4D as published: point, disparity and ray maps of windows, aligned",
+            kind="video",
+            weights="yours: `worldline models convert geo4d`, then --weights DIR (about 3 GB)",
+            licence="none stated by its authors",
+            embedded=False,
+            area=320 * 512,
+            multiple=2,
+            needs=(),
+            load=_geo4d,
         ),
     )
 }
