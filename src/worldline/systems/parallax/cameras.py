@@ -41,6 +41,7 @@ class CameraConfig:
         focal_spread: how far focal lengths usually are from it (standard deviation of the log).
         focal_deviation: standard deviation of log focal above which it is called not observable.
         prior_weight: of a depth prior in bundle adjustment, px^2 per unit of squared log ratio.
+        prior_below_px: parallax below which it takes part there (above, its shape would only bend the cameras).
     """
 
     grid_points: int = 320
@@ -55,7 +56,8 @@ class CameraConfig:
     default_focal: float = 0.9
     focal_spread: float = 0.4
     focal_deviation: float = 0.15
-    prior_weight: float = 1.0
+    prior_weight: float = 0.1
+    prior_below_px: float = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +120,16 @@ def solve_cameras(
     if grown is None:
         return _without_translation(clip, rotating, "rotation_only", parallax, config)
     # 5. Bundle adjustment over everything; was it parallax that it explained?
-    state, cost = refine(clip, grown, config, config.iterations)
+    weak = max(parallax.by_gap(clip.offsets).values()) < config.prior_below_px
+    state, cost = refine(clip, grown, config, config.iterations, with_prior=weak)
     share = unexplained(clip.matches, state, clip.offsets)
     if share > config.noise_share:
         return _without_translation(clip, rotating, "rotation_only", parallax, config)
     deviation = focal_deviation(_problem(clip, config, config.sigma_px), state)
     focal = focal_kind(clip.known_focal, deviation, config.focal_deviation)
+    if focal == "not_observable" and clip.prior is not None and not weak:  # then its shape is all there is to go by
+        again = Grown(state=state, registered=grown.registered)
+        state, cost = refine(clip, again, config, config.iterations, with_prior=True)
     solution = CameraSolution(state=state, kind="full", focal=focal, registered=grown.registered)
     numbers = {"cost": cost, "unexplained": share, "focal_deviation": deviation}
     return describe(solution, parallax, clip.offsets, config.low_px, numbers)
@@ -136,7 +142,7 @@ def focal_factors(config: CameraConfig) -> np.ndarray:
 
 
 def refine(
-    clip: Clip, grown: Grown, config: CameraConfig, iterations: int, final: bool = True
+    clip: Clip, grown: Grown, config: CameraConfig, iterations: int, with_prior: bool = False
 ) -> tuple[FlowState, float]:
     """Rounds of fresh triangulation and bundle adjustment; the state and its relative cost (spec 1.7)."""
     state, cost = grown.state, 1.0
@@ -144,7 +150,7 @@ def refine(
     for sigma in (2 * config.sigma_px, config.sigma_px):
         state = normalise(retriangulate(clip.matches, state, everyone, everyone, sigma), everyone)
         problem = _problem(clip, config, sigma)
-        problem = problem if final else replace(problem, prior=None)
+        problem = problem if with_prior else replace(problem, prior=None)
         state, cost = adjust(problem, state, iterations)
     return normalise(to_first_camera(state), everyone), cost
 
@@ -178,7 +184,7 @@ def _best_start(
     def attempt(job: tuple[TwoView, np.ndarray]) -> None:
         pair, intrinsics = job
         if (grown := grow(clip.matches, intrinsics, pair, 2 * config.sigma_px)) is not None:
-            state, cost = refine(clip, grown, config, 4, final=False)
+            state, cost = refine(clip, grown, config, 4)
             rank = (int(grown.registered.sum()), -cost)
             results.append((rank, Grown(state=state, registered=grown.registered), pair))
 

@@ -15,7 +15,7 @@ from worldline.systems.parallax.flow import workers
 from worldline.systems.parallax.fuse import fuse
 from worldline.systems.parallax.mask import MaskConfig, average_score, grow_mask, motion_score, moving_regions, vote
 from worldline.systems.parallax.motion import MotionConfig, ground_contact, steady
-from worldline.systems.parallax.representation import FLOW_UNIT, Arena, FlowPairs, texture
+from worldline.systems.parallax.representation import FLOW_UNIT, Arena, FlowPairs, lookup, texture
 from worldline.systems.parallax.triangulate import Triangulated, triangulate
 
 
@@ -29,7 +29,6 @@ class DenseConfig:
         texture: mean squared gradient (grey levels squared) at which confidence is halved.
         noise_px: typical error of a flow that passed the forward-backward check.
         fusions: rounds of temporal fusion.
-        prior_pull: confidence of "log ratio to the prior = its median" at every pixel.
         fill: propagation.
         mask: what moves.
         motion: where it is.
@@ -41,7 +40,6 @@ class DenseConfig:
     texture: float = 4.0
     noise_px: float = 0.2
     fusions: int = 2
-    prior_pull: float = 0.002
     fill: FillConfig = field(default_factory=FillConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     motion: MotionConfig = field(default_factory=MotionConfig)
@@ -93,6 +91,7 @@ def dense_depth(
     r, c, confidence, scores = (arena.zeros((count, height, width), np.float32) for _ in range(4))
     other_r, other_c, precision = (arena.zeros((count, height, width), np.float32) for _ in range(3))
     moving = arena.zeros((count, height, width), np.bool_)
+    factor = np.ones(count, np.float32)
 
     def observe(t: int) -> None:
         seen = triangulate_frame(pairs, state, t, config.sigma_px)
@@ -102,17 +101,15 @@ def dense_depth(
     def exchange(t: int) -> None:
         other_r[t], other_c[t] = fuse(r, c, pairs, state, t)
 
-    def propagate(t: int, weights: EdgeWeights) -> Filled:
-        filled = spread(t, weights)
+    def propagate(t: int, weights: EdgeWeights, apart: np.ndarray | None = None) -> Filled:
+        filled = spread(t, weights, apart)
         return Filled(value=np.maximum(filled.value, R_MIN), confidence=filled.confidence)
 
-    def spread(t: int, weights: EdgeWeights) -> Filled:
+    def spread(t: int, weights: EdgeWeights, apart: np.ndarray | None) -> Filled:
         if not see_depth:
-            flat = np.ones((height, width), np.float32) if prior is None else prior[t]
+            flat = np.ones((height, width), np.float32) if prior is None else np.maximum(factor[t] * prior[t], 0)
             return Filled(value=flat, confidence=np.zeros((height, width), np.float32))
-        if prior is None:
-            return fill(r[t], c[t], weights, config.fill)
-        return fuse_prior(r[t], c[t], prior[t], weights, config)
+        return fill(r[t], c[t], weights, config.fill, None if prior is None else factor[t] * prior[t], apart)
 
     def score(t: int) -> None:
         weights = edge_weights(rgb[t], config.fill.edge)
@@ -125,7 +122,7 @@ def dense_depth(
         if known_moving is not None:
             moving[t] |= known_moving[t]
         c[t][grow_mask(moving[t], config.mask.dilate_px)] = 0
-        filled = propagate(t, edge_weights(rgb[t], config.fill.edge))
+        filled = propagate(t, edge_weights(rgb[t], config.fill.edge), moving[t])
         r[t] = filled.value if prior is not None else ground_contact(filled.value, labels, config.motion)
         sure = probability(filled.confidence, precision[t] * filled.value) if see_depth else filled.confidence
         confidence[t] = np.where(moving[t], 0.3 * sure, sure)
@@ -135,6 +132,8 @@ def dense_depth(
     for _ in range(config.fusions if see_depth else 0):
         for_all(exchange, count, "fusion", progress)
         (r, other_r), (c, other_c) = (other_r, r), (other_c, c)
+    if prior is not None:
+        factor = (scale_prior(r, c, prior) if see_depth else chain_prior(prior, pairs, state)).astype(np.float32)
     for_all(score, count, "motion", progress)
     for_all(finish, count, "depth", progress)
     steady(r, moving, pairs, state)
@@ -199,18 +198,38 @@ def local_mean(values: np.ndarray) -> np.ndarray:
     return cv2.blur(values, (9, 9))
 
 
-def fuse_prior(r: np.ndarray, c: np.ndarray, prior: np.ndarray, weights: EdgeWeights, config: DenseConfig) -> Filled:
-    """Propagate log(r / prior) instead of r: the prior gives edges and holes, parallax scale and shape (spec 3C)."""
-    known = prior > 0
-    ratio = np.log(np.maximum(r, R_MIN) / np.where(known, prior, 1))
-    trusted = np.where(known, c, 0)
-    middle = weighted_median(ratio, trusted)
-    offset = np.where(trusted > 0, ratio - middle, 0).astype(np.float32)
-    pull = np.float32(config.prior_pull) * known
-    pulled = offset * trusted / np.maximum(trusted + pull, 1e-9)
-    filled = fill(pulled.astype(np.float32), (trusted + pull).astype(np.float32), weights, config.fill)
-    value = np.where(known, prior, 1) * np.exp(middle + np.clip(filled.value, -1.5, 1.5))
-    return Filled(value=value.astype(np.float32), confidence=filled.confidence)
+def scale_prior(r: np.ndarray, c: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """Factor [T] that brings every frame of the prior to the scale of r: robust, interpolated where nothing is seen."""
+    logs, weight = np.zeros(len(r)), np.zeros(len(r))
+    for t in range(len(r)):
+        known = (prior[t] > 0) & (c[t] > 0.05)
+        weight[t] = float(c[t][known].sum())
+        logs[t] = weighted_median(np.log(r[t][known] / prior[t][known]), c[t][known])
+    seen = np.flatnonzero(weight > 0.002 * r[0].size)
+    if not len(seen):
+        return np.ones(len(r))
+    return np.exp(np.interp(np.arange(len(r)), seen, logs[seen]))
+
+
+def chain_prior(prior: np.ndarray, pairs: FlowPairs, state: FlowState) -> np.ndarray:
+    """Factor [T] that makes the prior's frames agree along the flow, for cameras without translation."""
+    count = len(prior)
+    rows, values, weights = [], [], []
+    for t in range(count):
+        for offset in (offset for offset in pairs.offsets if offset > 0 and t + offset < count):
+            flow, trust = pairs.read(t, offset)
+            there = lookup(prior[t + offset], flow)
+            known = (prior[t] > 0) & (there > 0) & (trust > 0.5)
+            if known.mean() > 0.02:
+                rows.append((t, t + offset))
+                values.append(float(np.median(np.log(prior[t][known][::5] / there[known][::5]))))
+                weights.append(float(known.mean()))
+    system = np.zeros((len(rows) + count, count))
+    for n, ((a, b), weight) in enumerate(zip(rows, weights, strict=True)):
+        system[n, b], system[n, a] = weight, -weight
+    system[len(rows) :] = 0.01 * np.eye(count)
+    right = np.concatenate([np.array(values) * np.array(weights), np.zeros(count)])
+    return np.exp(np.linalg.lstsq(system, right, rcond=None)[0])
 
 
 def weighted_median(values: np.ndarray, weight: np.ndarray) -> float:

@@ -30,6 +30,8 @@ class FillConfig:
         far_ridge: the same of the far round, where planes extrapolate.
         trust: propagated confidence at which the near fit counts half.
         range: values are clipped to (low, high) times the (0.5, 99.5) percentiles of the confident ones.
+        prior_reach: smoothness of the ratio to a prior.
+        pull: confidence of that ratio being 1, at every pixel.
     """
 
     edge: float = 0.06
@@ -40,6 +42,8 @@ class FillConfig:
     far_ridge: float = 0.08
     trust: float = 0.012
     range: tuple[float, float] = (0.5, 1.3)
+    prior_reach: float = 1000.0
+    pull: float = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,30 +83,66 @@ def smooth(values: np.ndarray, weights: EdgeWeights, strength: float, passes: in
     return result
 
 
-def fill(value: np.ndarray, confidence: np.ndarray, weights: EdgeWeights, config: FillConfig = FillConfig()) -> Filled:
-    """Local planes through the confident values, everywhere (three rounds: near, near without outliers, far).
+def fill(
+    r: np.ndarray,
+    confidence: np.ndarray,
+    weights: EdgeWeights,
+    config: FillConfig = FillConfig(),
+    prior: np.ndarray | None = None,
+    apart: np.ndarray | None = None,
+) -> Filled:
+    """Local planes through the confident inverse depths, everywhere (near, near without outliers, far).
 
     Args:
-        value: [H, W] float32, e.g. inverse depth, or its log ratio to a prior.
+        r: [H, W] float32 inverse depth.
         confidence: [H, W] float32 in [0, 1].
         weights: affinities of the image.
         config: see there.
+        prior: [H, W] float32 inverse depth from elsewhere at the scale of `r`, 0 where unknown. Far from confident
+            values the log ratio to it is propagated instead of the plane: it gives edges and holes, parallax gives
+            scale and low frequencies (spec 3C).
+        apart: [H, W] bool, pixels that are not part of the surfaces around them (moving things): prior only.
     """
+    ridge, far_ridge = np.float32(config.ridge**2), np.float32(config.far_ridge**2)
     c = confidence.astype(np.float32) + np.float32(1e-6)
-    ridge = np.float32(config.ridge**2)
-    first, _ = _plane_fit(smooth(_moments(value, c), weights, config.near, config.passes), ridge)
-    c = c / (1 + ((value - first) / (0.1 * np.abs(first) + 0.02)) ** 2)
-    moments = _moments(value, c)
+    first, _ = _plane_fit(smooth(_moments(r, c), weights, config.near, config.passes), ridge)
+    c = c / (1 + ((r - first) / (0.1 * np.abs(first) + 0.02)) ** 2)
+    moments = _moments(r, c)
     near, support = _plane_fit(smooth(moments, weights, config.near, config.passes), ridge)
-    far, _ = _plane_fit(smooth(moments, weights, config.far, config.passes), np.float32(config.far_ridge**2))
     trust = support / (support + np.float32(config.trust))
+    far, _ = _plane_fit(smooth(moments, weights, config.far, config.passes), far_ridge)
+    if prior is not None:
+        followed, known = _follow(prior, r, c, weights, config), prior > 0
+        far = _blend(far, followed, known, r, c)
+        far = far if apart is None else np.where(apart & known, followed, far)
     mixed = trust * near + (1 - trust) * far
     confident = confidence > 0.3
     if confident.sum() > 20:
-        low, high = np.percentile(value[confident], (0.5, 99.5))
-        low, high = (low * config.range[0], high * config.range[1]) if low > 0 else (low - 0.3, high + 0.3)
-        mixed = np.clip(mixed, low, high)
+        low, high = np.percentile(r[confident], (0.5, 99.5))
+        mixed = np.clip(mixed, low * config.range[0], high * config.range[1])
     return Filled(value=mixed.astype(np.float32), confidence=trust.astype(np.float32))
+
+
+def _blend(plane: np.ndarray, followed: np.ndarray, known: np.ndarray, r: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Geometric mean of two far fits, each weighted by one over its squared error on the confident pixels."""
+    plane = np.maximum(plane, 1e-4)
+    sure = known & (c > 0.3) & (r > 0)
+    if sure.sum() < 50:
+        return np.where(known, followed, plane)
+    errors = [float(np.median(np.abs(np.log(fit[sure] / r[sure])))) + 0.02 for fit in (plane, followed)]
+    share = errors[0] ** 2 / (errors[0] ** 2 + errors[1] ** 2)
+    return np.where(known, np.exp(share * np.log(followed) + (1 - share) * np.log(plane)), plane)
+
+
+def _follow(prior: np.ndarray, r: np.ndarray, c: np.ndarray, weights: EdgeWeights, config: FillConfig) -> np.ndarray:
+    """The prior times the smoothly propagated ratio of confident inverse depths to it."""
+    known = prior > 0
+    safe = np.where(known, prior, 1)
+    ratio = np.clip(np.log(np.maximum(r, 1e-4) / safe), -1.5, 1.5).astype(np.float32)
+    trusted = np.where(known, c, 0).astype(np.float32)
+    moments = np.stack([trusted * ratio, trusted + np.float32(config.pull)], -1)
+    moments = smooth(moments, weights, config.prior_reach, config.passes)
+    return safe * np.exp(moments[..., 0] / moments[..., 1])
 
 
 @njit(cache=True, nogil=True, fastmath=True)

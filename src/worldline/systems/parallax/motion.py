@@ -10,7 +10,6 @@ from worldline.align.flow_adjust import FlowState
 from worldline.systems.parallax.fill import EdgeWeights, smooth
 from worldline.systems.parallax.representation import FlowPairs, lookup
 
-
 ANISOTROPY = 3.0
 
 

@@ -59,7 +59,7 @@ def unexplained(matches: Matches, state: FlowState, offsets: tuple[int, ...]) ->
 
 def focal_deviation(problem: FlowProblem, state: FlowState) -> float:
     """Standard deviation of log focal from the curvature of the cost, without any prior on it; inf if there is none."""
-    problem = replace(problem, focal_prior=None)
+    problem = replace(problem, focal_prior=None, prior=None)
     errors = reprojection_errors(problem.matches, state)
     used = (problem.matches.weight > 0.2) & np.isfinite(errors) & (errors < 3 * problem.sigma_px)
     if used.sum() < 50:
