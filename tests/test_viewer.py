@@ -231,8 +231,10 @@ def test_command_ends_cleanly_on_interrupt(scene, tmp_path: Path) -> None:  # no
     program = "import sys; from worldline.cli import main; sys.exit(main(sys.argv[1:]))"
     words = ["view", str(tmp_path / "s"), "--port", str(free_port()), "--no-open"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    # A runner in the background ignores Ctrl-C and hands that on; the command under test must not inherit it.
+    listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
     run = subprocess.Popen([sys.executable, "-c", program, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                           text=True, env=environment)  # fmt: skip
+                           text=True, env=environment, preexec_fn=listen)  # fmt: skip
     try:
         assert run.stdout is not None
         assert run.stdout.readline().startswith("http://127.0.0.1:")
