@@ -107,5 +107,5 @@ class AlignConfig:
     ray_focal_sigma: float = 0.005
     focal_range: tuple[float, float] = (0.3, 6.0)
     points_on_rays: bool = True
-    dynamic_threshold: float = 0.01
+    dynamic_threshold: float = 0.005
     seed: int = 0

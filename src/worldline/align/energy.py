@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from worldline.align.fuse import depth_sweep
+from worldline.align.motion_terms import FrameBlocks, OpticalFlowTerm
 from worldline.align.sampling import Samples
 from worldline.align.schur import CameraBlock, Layout, Normal, PointBlock
 from worldline.align.state import Columns, Geometry, State, make_geometry, retract
@@ -44,6 +45,7 @@ class Energy:
         self.frame_columns[samples.frame, :7] = self.view_columns[:, :7]
         place = 7 + 9 * self.rank[:, None] + torch.arange(9)
         self.frame_columns[samples.frame[:, None], place] = self.view_columns[:, 7:]
+        self.flow = next((term for term in self.terms if isinstance(term, OpticalFlowTerm)), None)
         self.parts = self._chunks(counts)
         self._last: tuple[State, Geometry] | None = None
 
@@ -77,10 +79,13 @@ class Energy:
         geometry = self.geometry(state)
         cameras: list[CameraBlock] = []
         points: list[PointBlock] = []
+        flow = None if self.flow is None else self.flow.frame_blocks(state, geometry, self.columns)
+        if flow is not None:
+            cameras.append(CameraBlock(columns=flow.columns, H=flow.H, g=flow.g))
         for views, frames in self.parts:
             camera, point = self._pixels(state, geometry, views, frames)
             cameras.append(camera)
-            points.append(point)
+            points.append(point if flow is None else _with_flow(point, flow, frames))
         for term in self.terms:
             cameras += self.camera_blocks(term, state)
         return Normal(cost=self.cost(state), cameras=cameras, points=points)
@@ -140,6 +145,19 @@ class Energy:
         for (_, frames), value in zip(self.parts, dd, strict=True):
             step[frames] = value
         return retract(state, self.columns, dx, step)
+
+
+def _with_flow(point: PointBlock, flow: FrameBlocks, frames: slice) -> PointBlock:
+    """Points that also couple with the next frame's camera."""
+    assert point.basis is not None
+    F, rows, cols = point.basis.shape
+    basis = torch.zeros(F, rows + 14, cols + 14, dtype=torch.float64)
+    basis[:, :rows, :cols] = point.basis
+    basis[:, rows:, cols:] = torch.eye(14, dtype=torch.float64)
+    return PointBlock(
+        columns=torch.cat([point.columns, flow.columns[frames]], 1), E=torch.cat([point.E, flow.E[frames]], 2),
+        h=point.h + flow.h[frames], b=point.b + flow.b[frames], basis=basis,
+    )  # fmt: skip
 
 
 def with_depth(state: State, depth: Float[Tensor, "T n"]) -> State:

@@ -36,7 +36,18 @@ def _disagreement(samples: Samples, windows: Similarity, pose: Tensor) -> Float[
 
 
 def dynamic_threshold(samples: Samples, windows: Similarity, cameras: Cameras, config: AlignConfig) -> float:
-    """The configured threshold, or three times the disagreement between windows where that is larger."""
+    """The configured threshold, or the noise level where that is larger.
+
+    With scene flow: four times its typical length relative to depth (most pixels stand still, so this is noise).
+    Without: three times the disagreement between windows.
+    """
+    if samples.scene_flow is not None and samples.flow_weight is not None:
+        k, n = samples.window, samples.frame
+        depth = (world_points(samples, windows) - cameras.cam2world[n, None, :3, 3]).norm(dim=-1).clamp_min(1e-9)
+        length = windows.scale[k][:, None] * samples.scene_flow.norm(dim=-1) / depth
+        used = samples.flow_weight > 0
+        noise = 4 * float(masked_quantile(length.flatten(), used.flatten(), 0.5))
+        return max(config.dynamic_threshold, noise)
     gap = _disagreement(samples, windows, cameras.cam2world)
     shared = (samples.weight > 0) & (gap > 1e-12)
     noise = float(masked_quantile(gap.flatten(), shared.flatten(), 0.5)) if bool(shared.any()) else 0.0

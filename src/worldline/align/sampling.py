@@ -24,6 +24,8 @@ class Samples:
         points: [V, n, 3] window coordinates, float64.
         weight: [V, n] confidence, 0 where masked; float64.
         disparity: [V, n] or None (0 where a window has none).
+        scene_flow: [V, n, 3] window coordinates, or None.
+        flow_weight: [V, n] confidence where scene flow means something, else 0; or None.
         num_windows: number of windows.
         has_rays: whether some window has ray maps.
     """
@@ -34,6 +36,8 @@ class Samples:
     points: Float[Tensor, "V n 3"]
     weight: Float[Tensor, "V n"]
     disparity: Float[Tensor, "V n"] | None
+    scene_flow: Float[Tensor, "V n 3"] | None = None
+    flow_weight: Float[Tensor, "V n"] | None = None
     num_windows: int
     has_rays: bool = False
 
@@ -52,6 +56,8 @@ def thin(samples: Samples, count: int) -> Samples:
     return replace(
         samples, uv=samples.uv[:, pick], points=samples.points[:, pick], weight=samples.weight[:, pick],
         disparity=None if samples.disparity is None else samples.disparity[:, pick],
+        scene_flow=None if samples.scene_flow is None else samples.scene_flow[:, pick],
+        flow_weight=None if samples.flow_weight is None else samples.flow_weight[:, pick],
     )  # fmt: skip
 
 
@@ -80,7 +86,7 @@ def gather(
     if len(observations) == 0:
         raise ValueError("There is nothing to align: no observations were given.")
     pixel = stratified_pixels(size, count, num_frames, seed)
-    store = _Rows(2 * num_frames, pixel.shape[1])
+    store: _Rows | None = None
     has_disparity = has_rays = False
     for k in range(len(observations)):
         observation = observations[k]
@@ -88,9 +94,12 @@ def gather(
             raise ValueError(f"Window {k} is {list(observation.size)} pixels, but the video is {list(size)}.")
         if observation.frames[0] < 0 or observation.frames[-1] >= num_frames:
             raise ValueError(f"Window {k} speaks of frames {observation.frames}, the video has {num_frames}.")
+        if store is None:
+            store = _Rows(2 * num_frames, pixel.shape[1], observation.scene_flow is not None)
         store.add(k, observation, pixel, priors)
         has_disparity |= observation.disparity is not None
         has_rays |= observation.ray_direction is not None or observation.ray_cam2world is not None
+    assert store is not None
     window, frame = store.index[: store.used].unbind(1)
     order = torch.argsort(frame, stable=True)
     values = store.values[: store.used][order]
@@ -101,6 +110,8 @@ def gather(
         points=values[..., :3].contiguous(),
         weight=values[..., 3].contiguous(),
         disparity=values[..., 4].contiguous() if has_disparity else None,
+        scene_flow=values[..., 5:8].contiguous() if store.flow else None,
+        flow_weight=values[..., 8].contiguous() if store.flow else None,
         num_windows=len(observations),
         has_rays=has_rays,
     )
@@ -109,8 +120,9 @@ def gather(
 class _Rows:
     """Samples of views in one growing block: small tensors kept among large temporary ones would scatter the heap."""
 
-    def __init__(self, views: int, count: int) -> None:
-        self.values = torch.zeros(views, count, 5, dtype=torch.float64)  # point, weight, disparity
+    def __init__(self, views: int, count: int, flow: bool) -> None:
+        self.flow = flow  # point, weight, disparity, then scene flow and its weight
+        self.values = torch.zeros(views, count, 9 if flow else 5, dtype=torch.float64)
         self.index = torch.zeros(views, 2, dtype=torch.long)
         self.used = 0
 
@@ -135,3 +147,10 @@ class _Rows:
         if observation.disparity is not None:
             d = observation.disparity.flatten(1).gather(1, pick).cpu().double().nan_to_num(0.0)
             self.values[rows, :, 4] = d
+        if self.flow and observation.scene_flow is not None:
+            v = observation.scene_flow.flatten(1, 2).gather(1, pick[..., None].expand(-1, -1, 3)).cpu().double()
+            valid = observation.flow_valid
+            asked = w if valid is None else w * valid.flatten(1).gather(1, pick).cpu()
+            asked = asked * (index < len(pixel) - 1)[:, None]
+            self.values[rows, :, 5:8] = torch.where((asked > 0)[..., None], v, torch.zeros_like(v))
+            self.values[rows, :, 8] = asked

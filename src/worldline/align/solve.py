@@ -13,6 +13,7 @@ import torch
 from worldline.align.alignment import Alignment
 from worldline.align.camera_terms import FocalTerm
 from worldline.align.config import AlignConfig, KnownDistance, Priors
+from worldline.align.flow_data import FlowMatches, flow_targets, match_scene_flow
 from worldline.align.fuse import Fusion, RobustFusion
 from worldline.align.initialize import Start, initialize
 from worldline.align.metric import metric_factor
@@ -127,11 +128,16 @@ def _refine(
     known = priors.known_poses()
     if known is not None and C == len(known):
         fixed_pose = known
-    problems = [
-        Refinement(s, measured_pixels(s.uv, size, priors)[0], start, rays, size, fixed_pose, priors.intrinsics is not None, config)
-        for s in levels
-    ]  # fmt: skip
-    refined = refine_all(problems, start, _focal_terms(start, rays, size, config))
+
+    def problem(level: Samples) -> Refinement:
+        pixels, _ = measured_pixels(level.uv, size, priors)
+        targets = None if flow is None else flow_targets(level, flow, size, priors)
+        known_focal = priors.intrinsics is not None
+        return Refinement(level, pixels, start, rays, size, fixed_pose, known_focal, targets, matches)
+
+    more = levels[1].uv.shape[1] > levels[0].uv.shape[1]
+    finer = (lambda: problem(levels[1])) if more else None
+    refined = refine_all(problem(levels[0]), finer, start, _focal_terms(start, rays, size, config))
     robust = RobustFusion(
         along=refined.noise.along, disparity=refined.state.disparity if levels[0].disparity is not None else None,
         disparity_noise=refined.noise.disparity,

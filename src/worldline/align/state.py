@@ -100,17 +100,17 @@ def make_columns(samples: Samples, cameras: int, own_focal: bool, dense_below: i
 
 
 def _bandwidth(samples: Samples, camera: Tensor, window: Tensor, loop: Tensor, cameras: int, inner: int) -> int:
-    """Largest distance between parameters that a frame couples (its camera, its windows, its neighbours' cameras)."""
+    """Largest distance between parameters that a frame couples: its windows, its and its neighbours' cameras."""
     if cameras == 1:
         return inner
-    low, high = camera[:, 0].clone(), camera[:, 5] + 1
+    low, high = camera[:, 0].clone(), camera[:, 5] + 2
     usable = ~loop[samples.window]
     k, n = samples.window[usable], samples.frame[usable]
     low.scatter_reduce_(0, n, window[k, 0], "amin")
     high.scatter_reduce_(0, n, window[k, 0] + 16, "amax")
-    smooth = camera[2:, 6 - 1] - camera[:-2, 0] + 2 if cameras > 2 else torch.zeros(1, dtype=torch.long)
-    far = torch.stack([high - low, (camera[:, 5] + 2 - low)]).max()
-    return int(torch.maximum(far, smooth.max())) + 1
+    high[:-1] = torch.maximum(high[:-1], camera[1:, 5] + 2)  # optical flow: the next camera too
+    smooth = camera[2:, 5] - camera[:-2, 0] + 2 if cameras > 2 else torch.zeros(1, dtype=torch.long)
+    return int(torch.maximum((high - low).max(), smooth.max())) + 1
 
 
 def retract(state: State, columns: Columns, dx: Float[Tensor, " D"], depth_step: Float[Tensor, "T n"]) -> State:
