@@ -5,9 +5,9 @@
     python benchmarks/align.py --long             # 1,000 frames of 96x160 against 250: memory and drift
     python benchmarks/align.py                    # all of them (the exam from WORLDLINE_GOLDEN or ../shared/golden)
 
-DIR holds exam_seed*.json + .safetensors and score_exam.py, which does the scoring. Times are CPU seconds of this process
-with one thread. --extrapolate runs a few iterations of the published procedure, scales its time to the full schedule
-and takes its accuracy and objective from the answer stored in the exam; the output says which was done.
+DIR holds exam_seed*.json + .safetensors and score_exam.py, which does the scoring. Times are CPU seconds of this
+process with one thread. --extrapolate runs a few iterations of the published procedure, scales its time to the full
+schedule and takes its accuracy and objective from the answer stored in the exam; the output says which was done.
 """
 
 from __future__ import annotations
@@ -77,8 +77,12 @@ def solution(alignment: Alignment) -> dict[str, Any]:
         "focal": float(state.log_focal.exp()[0]),
     }
     if alignment.config.objective == "published" and state.disparity is not None and state.trajectory is not None:
-        out |= {"window_sim3": matrix(state.windows, True), "disp_scale_shift": state.disparity.numpy(),
-                "traj_align_pose": matrix(state.trajectory, False), "traj_kappa": state.trajectory.scale.numpy()}  # fmt: skip
+        out |= {
+            "window_sim3": matrix(state.windows, True),
+            "disp_scale_shift": state.disparity.numpy(),
+            "traj_align_pose": matrix(state.trajectory, False),
+            "traj_kappa": state.trajectory.scale.numpy(),
+        }
     return out
 
 
@@ -234,8 +238,12 @@ def camera_errors(alignment: Alignment) -> dict[str, float]:
     a, b = found[:, :3, 3], true[:, :3, 3]
     scale = float((a[:25] * b[:25]).sum() / (a[:25] * a[:25]).sum())
     gap = (scale * a - b).norm(dim=-1)
-    return {"path": path, "mean_pct_of_path": 100 * float(gap.mean()) / path, "last_pct_of_path": 100 * float(gap[-1]) / path,
-            "focal_err_pct": 100 * (float(alignment.cameras.focal_px[0]) / (0.9 * alignment.cameras.size[1]) - 1)}  # fmt: skip
+    return {
+        "path": path,
+        "mean_pct_of_path": 100 * float(gap.mean()) / path,
+        "last_pct_of_path": 100 * float(gap[-1]) / path,
+        "focal_err_pct": 100 * (float(alignment.cameras.focal_px[0]) / (0.9 * alignment.cameras.size[1]) - 1),
+    }
 
 
 def peak_mib() -> float:
@@ -286,8 +294,13 @@ def long_child(frames: int) -> dict[str, Any]:
     alignment = solve(observations, frames, size, Priors(principal_point=(size[1] / 2, size[0] / 2)))  # type: ignore[arg-type]
     solved = time.process_time() - clock
     valid = sum(float(fields.valid.float().mean()) for fields in alignment.frames()) / frames
-    return {"cpu_seconds_solve": solved, "wall_seconds": time.perf_counter() - wall, "peak_mib": peak_mib(), "valid": valid,
-            **camera_errors(alignment)}  # fmt: skip
+    return {
+        "cpu_seconds_solve": solved,
+        "wall_seconds": time.perf_counter() - wall,
+        "peak_mib": peak_mib(),
+        "valid": valid,
+        **camera_errors(alignment),
+    }
 
 
 def show(name: str, value: Any, depth: int = 0) -> None:

@@ -83,16 +83,17 @@ def observe(s: Sequence, plan: list[range], noise: float, seed: int = 0) -> list
         local = depth[..., None].double() * ray + side.double()
         world = local @ s.pose[f, None, :3, :3].mT + s.pose[f, None, None, :3, 3]
         gauge = Similarity(
-            scale=torch.exp(0.5 * torch.randn((), generator=g)).double(), rotation=so3_exp(torch.randn(3, generator=g).double()),
+            scale=torch.exp(0.5 * torch.randn((), generator=g)).double(),
+            rotation=so3_exp(torch.randn(3, generator=g).double()),
             translation=torch.randn(3, generator=g).double(),
-        )  # fmt: skip
+        )
         usable = (s.depth[f] > 0) & (s.depth[f] < 100)
         out.append(Observation(frames=tuple(part), points=gauge.apply(world).float(), confidence=usable.float()))
     return out
 
 
 def errors(alignment: Alignment, s: Sequence) -> tuple[float, float]:
-    """Largest centre error in percent of the path after a similarity of the centres; largest rotation error, degrees."""
+    """Largest centre error (percent of the path, after a similarity) and largest rotation error (degrees)."""
     from worldline.geometry.fit import umeyama
 
     found, true = alignment.cameras.cam2world, s.pose

@@ -46,11 +46,20 @@ def small_problem(own_focal: bool) -> tuple[State, Samples, Tensor]:
     V, n = samples.weight.shape
     samples = replace(samples, disparity=torch.rand(V, n).double() + 0.3)
     state = State(
-        rotation=so3_exp(normal(6, 3, scale=0.05)), centre=normal(6, 3, scale=0.1),
-        log_focal=3.5 + normal(6 if own_focal else 1, scale=0.1), log_depth=2 + normal(6, n, scale=0.1),
-        windows=Similarity(scale=normal(2, scale=0.1).exp(), rotation=so3_exp(normal(2, 3, scale=0.3)), translation=normal(2, 3, scale=0.3)),
-        disparity=normal(2, 2).abs(), trajectory=Similarity(scale=normal(2, scale=0.1).exp(), rotation=so3_exp(normal(2, 3, scale=0.2)), translation=normal(2, 3)),
-    )  # fmt: skip
+        rotation=so3_exp(normal(6, 3, scale=0.05)),
+        centre=normal(6, 3, scale=0.1),
+        log_focal=3.5 + normal(6 if own_focal else 1, scale=0.1),
+        log_depth=2 + normal(6, n, scale=0.1),
+        windows=Similarity(
+            scale=normal(2, scale=0.1).exp(),
+            rotation=so3_exp(normal(2, 3, scale=0.3)),
+            translation=normal(2, 3, scale=0.3),
+        ),
+        disparity=normal(2, 2).abs(),
+        trajectory=Similarity(
+            scale=normal(2, scale=0.1).exp(), rotation=so3_exp(normal(2, 3, scale=0.2)), translation=normal(2, 3)
+        ),
+    )
     return state, samples, samples.uv - torch.tensor([17.5, 11.5])
 
 
@@ -63,17 +72,29 @@ def some_terms(samples: Samples, xy: Tensor) -> dict[str, Term]:
     poses = from_rt(so3_exp(normal(V, 3, scale=0.2)), normal(V, 3))
     return {
         "points": PointMapTerm(weight=w, kernel=NormKernel(eps=0.1)),
-        "points, unbiased": PointMapTerm(weight=w, kernel=CauchyKernel(), lateral=w + 0.1, along=2 * w + 0.1, axis=axis, unit=1.1 * one),
+        "points, unbiased": PointMapTerm(
+            weight=w, kernel=CauchyKernel(), lateral=w + 0.1, along=2 * w + 0.1, axis=axis, unit=1.1 * one
+        ),
         "disparity": DisparityTerm(weight=w),
         "disparity, unbiased": DisparityTerm(weight=w, kernel=CauchyKernel(), sigma=w + 0.1),
-        "rays": RayTerm(pose=poses, window=samples.window, slot=samples.frame, weight=one, turn_unit=one, move_unit=one),
+        "rays": RayTerm(
+            pose=poses, window=samples.window, slot=samples.frame, weight=one, turn_unit=one, move_unit=one
+        ),
         "smoothness": SmoothnessTerm(weight=0.5),
         "focal": FocalTerm(mean=one[:1] * 3.3, sigma=one[:1] * 0.2, slot=torch.zeros(1, dtype=torch.long)),
         "gauge": ScaleGaugeTerm(strength=3.0),
-        "optical flow": OpticalFlowTerm(target=xy + normal(6, n, 2, scale=0.5), weight=moving, motion=normal(6, n, 3, scale=0.05), sigma=0.7),
-        "scene flow": SceneFlowTerm(window=torch.zeros(B, dtype=torch.long), other=torch.ones(B, dtype=torch.long), source=normal(B, 3),
-                                    target=normal(B, 3), tau=torch.rand(B).double() + 0.5, weight=0.7),
-    }  # fmt: skip
+        "optical flow": OpticalFlowTerm(
+            target=xy + normal(6, n, 2, scale=0.5), weight=moving, motion=normal(6, n, 3, scale=0.05), sigma=0.7
+        ),
+        "scene flow": SceneFlowTerm(
+            window=torch.zeros(B, dtype=torch.long),
+            other=torch.ones(B, dtype=torch.long),
+            source=normal(B, 3),
+            target=normal(B, 3),
+            tau=torch.rand(B).double() + 0.5,
+            weight=0.7,
+        ),
+    }
 
 
 @pytest.mark.parametrize("own_focal", [False, True])
@@ -123,10 +144,16 @@ def test_banded_and_dense_steps_agree() -> None:
     dense, banded = make_columns(samples, 40, False), make_columns(samples, 40, False, dense_below=0)
     assert dense.bandwidth is None and banded.bandwidth is not None and banded.bandwidth < banded.size // 2
     state = State(
-        rotation=world.pose[:, :3, :3], centre=world.pose[:, :3, 3], log_focal=world.focal[:1].log(),
-        windows=Similarity(scale=torch.ones(9).double(), rotation=so3_exp(torch.zeros(9, 3).double()), translation=torch.zeros(9, 3).double()),
+        rotation=world.pose[:, :3, :3],
+        centre=world.pose[:, :3, 3],
+        log_focal=world.focal[:1].log(),
+        windows=Similarity(
+            scale=torch.ones(9).double(),
+            rotation=so3_exp(torch.zeros(9, 3).double()),
+            translation=torch.zeros(9, 3).double(),
+        ),
         log_depth=torch.full((40, n), 1.0).double(),
-    )  # fmt: skip
+    )
     xy, weight = samples.uv - torch.tensor([17.5, 11.5]), samples.weight
     terms: list[Term] = [
         PointMapTerm(weight=weight, kernel=CauchyKernel(width=100.0)),

@@ -28,8 +28,8 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from worldline.api import evaluate, load, load_video, reconstruct, save, systems, view
-    from worldline.scene import Cameras, Provenance, Scene4D, Tracks4D, Video
+    from worldline.api import evaluate, load, load_video, reconstruct, save, systems, view  # noqa: F401
+    from worldline.scene import Cameras, Provenance, Scene4D, Tracks4D, Video  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:

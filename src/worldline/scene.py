@@ -161,7 +161,7 @@ class Scene4D:
         if (self.scene_flow is None) != (self.flow_valid is None):
             raise ValueError("Scene4D needs scene_flow and flow_valid together, or neither.")
         if self.cameras is not None and (len(self.cameras) != shape[0] or self.cameras.size != shape[1:]):
-            raise ValueError(f"{len(self.cameras)} cameras of size {self.cameras.size} do not fit {list(shape)} frames.")
+            raise ValueError(f"{len(self.cameras)} cameras of {self.cameras.size} do not fit {list(shape)} frames.")
 
     def __len__(self) -> int:
         return len(self.video)

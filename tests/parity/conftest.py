@@ -44,7 +44,7 @@ class Golden:
 
     @torch.no_grad()
     def fill(self, module: nn.Module, file: str) -> nn.Module:
-        """Give a module (on the meta device) the rule's weights, after checking the rule itself on the stored samples."""
+        """Give a module (on the meta device) the rule's weights, once the rule agrees with the stored samples."""
         arrays = self.load(file)
         state = {key: self.weight(key, tuple(value.shape)) for key, value in module.state_dict().items()}
         for name, expected in arrays.items():

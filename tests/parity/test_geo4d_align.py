@@ -40,10 +40,21 @@ def stored(z: dict, stage: str) -> Variables:
     pose, window = z[f"{stage}.pose"], z[f"{stage}.pw"]
     scale = torch.linalg.det(window[:, :3, :3]).pow(1 / 3)
     return Variables(
-        log_depth=z[f"{stage}.depth"].flatten(1).log(), quaternion=xyzw(pose[:, :3, :3]), translation=signed_log(pose[:, :3, 3]),
-        focal=20 * z[f"{stage}.focal"][0].log(), disparity=z[f"{stage}.st"], trajectory=z[f"{stage}.traj_align_raw"],
-        window=torch.cat([xyzw(window[:, :3, :3] / scale[:, None, None]), signed_log(window[:, :3, 3] / scale[:, None]), scale.log()[:, None]], 1),
-    )  # fmt: skip
+        log_depth=z[f"{stage}.depth"].flatten(1).log(),
+        quaternion=xyzw(pose[:, :3, :3]),
+        translation=signed_log(pose[:, :3, 3]),
+        focal=20 * z[f"{stage}.focal"][0].log(),
+        disparity=z[f"{stage}.st"],
+        trajectory=z[f"{stage}.traj_align_raw"],
+        window=torch.cat(
+            [
+                xyzw(window[:, :3, :3] / scale[:, None, None]),
+                signed_log(window[:, :3, 3] / scale[:, None]),
+                scale.log()[:, None],
+            ],
+            1,
+        ),
+    )
 
 
 def test_the_published_loss_is_exact(align24) -> None:

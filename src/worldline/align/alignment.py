@@ -204,7 +204,8 @@ class Alignment:
         """
         if len(video) != len(self.cameras) or video.size != self.cameras.size:
             raise ValueError(
-                f"The video has {len(video)} frames of {video.size}, the alignment {len(self.cameras)} of {self.cameras.size}."
+                f"The video has {len(video)} frames of {video.size}, "
+                f"the alignment {len(self.cameras)} of {self.cameras.size}."
             )
         from dataclasses import replace
 

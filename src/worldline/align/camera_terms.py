@@ -113,11 +113,19 @@ class SmoothnessTerm:
         bend = chord_jacobian(turn / self.turn_unit)
         a, b = columns.camera[:-1], columns.camera[1:]
         return [
-            CameraRows(columns=torch.cat([a[:, :3], b[:, :3]], 1), J=torch.cat([-bend @ relative.mT, bend], -1) * self.turn_unit,
-                       r=turn, w=self.weight * self.kernel.weight((turn * turn).sum(-1))),
-            CameraRows(columns=torch.cat([a[:, 3:], b[:, 3:]], 1), J=torch.cat([-eye, eye], -1),
-                       r=move, w=self.weight * self.kernel.weight((move * move).sum(-1))),
-        ]  # fmt: skip
+            CameraRows(
+                columns=torch.cat([a[:, :3], b[:, :3]], 1),
+                J=torch.cat([-bend @ relative.mT, bend], -1) * self.turn_unit,
+                r=turn,
+                w=self.weight * self.kernel.weight((turn * turn).sum(-1)),
+            ),
+            CameraRows(
+                columns=torch.cat([a[:, 3:], b[:, 3:]], 1),
+                J=torch.cat([-eye, eye], -1),
+                r=move,
+                w=self.weight * self.kernel.weight((move * move).sum(-1)),
+            ),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +161,9 @@ class ScaleGaugeTerm:
 
 @dataclass(frozen=True, kw_only=True)
 class AccelerationTerm:
-    """Smoothness without a pull to rest: sum_n rho(|w_n - w_{n-1}| / sigma_w) + rho(|c_{n+1} - 2 c_n + c_{n-1}| / sigma_c).
+    """Smoothness without a pull to rest:
+
+        L_a = sum_n rho(|w_n - w_{n-1}| / sigma_w) + rho(|c_{n+1} - 2 c_n + c_{n-1}| / sigma_c).
 
     w_n = log(R_n^T R_{n+1}). Replaces eq. 9 in the default objective; the two sigmas are estimated from the video
     itself (see refine.py), so a shaky camera is left shaky. A zoom is smooth likewise.

@@ -110,10 +110,10 @@ class Energy:
         """Pixel terms of some frames: blocks of their cameras and windows, and of their depths."""
         frame = self.samples.frame[views] - frames.start
         V, n, F = len(frame), self.samples.weight.shape[1], frames.stop - frames.start
-        like = {"dtype": torch.float64}
-        H, g = torch.zeros(V, 10, 10, **like), torch.zeros(V, 10, 1, **like)
-        E = torch.zeros(V, n, 10, **like)
-        h, b = torch.zeros(F, n, **like), torch.zeros(F, n, **like)
+        kind = torch.float64
+        H, g = torch.zeros(V, 10, 10, dtype=kind), torch.zeros(V, 10, 1, dtype=kind)
+        E = torch.zeros(V, n, 10, dtype=kind)
+        h, b = torch.zeros(F, n, dtype=kind), torch.zeros(F, n, dtype=kind)
         for term in self.terms:
             for block in term.pixel_blocks(state, geometry, self.samples, views):
                 H[:, block.part, block.part] += block.H
@@ -122,9 +122,9 @@ class Energy:
                 h.index_add_(0, frame, block.h)
                 b.index_add_(0, frame, block.b)
         basis = view_basis(state, self.samples, geometry, views)
-        together = torch.zeros(F, self.most, n, 10, **like)
+        together = torch.zeros(F, self.most, n, 10, dtype=kind)
         together[frame, self.rank[views]] = E
-        wide = torch.zeros(F, self.most, 10, 7 + 9 * self.most, **like)
+        wide = torch.zeros(F, self.most, 10, 7 + 9 * self.most, dtype=kind)
         wide[frame, self.rank[views], :, :7] = basis[..., :7]
         for slot in range(self.most):
             mine = self.rank[views] == slot

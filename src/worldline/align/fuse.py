@@ -9,7 +9,7 @@ ln (a.q_k / |a|^2) with q_k = R_n^T (S_k P_k - c_n) and a = K^-1 (u, v, 1), and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -42,14 +42,14 @@ class FrameFields:
 
     def frame(self, i: int) -> FrameFields:
         """One of several frames."""
-        pick = {f.name: getattr(self, f.name) for f in fields(self)}
-        return FrameFields(**{name: None if v is None else v[i] for name, v in pick.items()})
+        several = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: v[i] for name, v in several.items() if v is not None})
 
 
 def depth_sweep(
     q: Float[Tensor, "k *p 3"], weight: Float[Tensor, "k *p"], ray: Float[Tensor, "*p 3"], sweeps: int
 ) -> Float[Tensor, "*p"]:
-    """Depth along each ray that minimises the weighted sum of Euclidean distances to the points q; 0 where weight is 0."""
+    """Depth along each ray with the smallest weighted sum of distances to the points q; 0 where weight is 0."""
     along = dot(q, ray) / dot(ray, ray)
     omega = weight
     depth = (omega * along).sum(0) / omega.sum(0).clamp_min(1e-12)
@@ -66,7 +66,9 @@ class Fusion(Protocol):
 
     def depth(
         self, windows: list[int], q: Tensor, weight: Tensor, disparity: list[Tensor | None], ray: Tensor
-    ) -> Tensor: ...  # noqa: D102
+    ) -> Tensor:
+        """Depth along z of every pixel; 0 where nothing is known."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ class OpticalFlowTerm:
     name: str = "optical flow"
 
     def project(self, state: State, ray: Tensor, depth: Tensor) -> tuple[Tensor, ...]:
-        """Residual in pixels [F, n, 2], point in the next camera, its z, the turned ray, for all frames but the last."""
+        """Residual in pixels, point in the next camera, its z, D a and focal, for all frames but the last."""
         T = len(depth) - 1
         now = torch.arange(T) if len(state.centre) > 1 else torch.zeros(T, dtype=torch.long)
         after = now + 1 if len(state.centre) > 1 else now
@@ -107,7 +107,9 @@ class OpticalFlowTerm:
         heavy = flat * w.repeat_interleave(2, 1)[..., None]
         wp = w[..., None] * p
         pad = lambda v: torch.cat([v, torch.zeros_like(v[:1])])  # noqa: E731
-        own = torch.cat([columns.camera[now], columns.focal[now][:, None], columns.camera[after], columns.focal[after][:, None]], 1)  # fmt: skip
+        own = torch.cat(
+            [columns.camera[now], columns.focal[now][:, None], columns.camera[after], columns.focal[after][:, None]], 1
+        )
         return FrameBlocks(
             columns=torch.cat([own, torch.full_like(own[:1], -1)]),
             H=pad(heavy.mT @ flat), g=pad((heavy.mT @ r.flatten(1)[..., None])[..., 0]),

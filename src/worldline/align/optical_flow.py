@@ -23,7 +23,7 @@ def dis_flow(video: Video) -> Float[Tensor, "S H W 2"]:
     if min(height, width) < 16:
         raise ValueError(f"Optical flow needs frames of at least 16 x 16 pixels, got {height} x {width}.")
     grey = [cv2.cvtColor(f.numpy(), cv2.COLOR_RGB2GRAY) for f in (video.rgb() * 255).round().to(torch.uint8).cpu()]
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     out = []
     for now, after in zip(grey, grey[1:], strict=False):
         forward, backward = (torch.from_numpy(dis.calc(*pair, None)) for pair in ((now, after), (after, now)))

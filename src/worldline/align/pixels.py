@@ -26,7 +26,7 @@ def measured_pixels(
 
 
 def undistort(xy: Float[Tensor, "*b 2"], coefficients: tuple[float, ...] | None) -> Float[Tensor, "*b 2"]:
-    """Ideal normalised coordinates of distorted ones, by fixed-point iteration of OpenCV's model (k1, k2, p1, p2, k3)."""
+    """Ideal normalised coordinates of distorted ones: fixed-point iteration of OpenCV's (k1, k2, p1, p2, k3)."""
     if coefficients is None:
         return xy
     k1, k2, p1, p2, k3 = (*coefficients, *([0.0] * (5 - len(coefficients))))[:5]

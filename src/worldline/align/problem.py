@@ -79,6 +79,7 @@ class Refinement:
         self.slot = samples.frame if len(start.rig.centre) > 1 else torch.zeros_like(samples.frame)
 
     def energy(self, terms: list[Term]) -> Energy:
+        """These terms over this problem's samples and parameters."""
         return Energy(terms, self.samples, self.xy, self.columns, self.fixed)
 
     def measure(self, state: State) -> Noise:
@@ -96,7 +97,12 @@ class Refinement:
         if bool((several & self.used).any()):
             along = measure_scale(relative.abs(), s.weight, self.used & several, NORMAL_MEDIAN).at_least(1e-5)
         both = torch.cat([pixel / lateral.at(s.weight)[..., None], (relative / along.at(s.weight))[..., None]], -1)
-        parts = [inflation(both[..., i : i + 1], self.used if i < 2 else self.used & several, self.block, _BLOCKS[0] * _BLOCKS[1]) for i in range(3)]  # fmt: skip
+        parts = [
+            inflation(
+                both[..., i : i + 1], self.used if i < 2 else self.used & several, self.block, _BLOCKS[0] * _BLOCKS[1]
+            )
+            for i in range(3)
+        ]
         sigma, share = self._measure_disparity(state, geometry.depth)
         flow, flow_share = self._measure_flow(state, geometry)
         return Noise(
@@ -167,11 +173,14 @@ class Refinement:
         used = self.used.double()
         out: list[Term] = [
             PointMapTerm(
-                weight=used * noise.point_weight, kernel=CauchyKernel(), lateral=f / (depth * noise.lateral.at(s.weight)),
-                along=1 / (depth * length * noise.along.at(s.weight)), unit=state.windows.scale[s.window],
+                weight=used * noise.point_weight,
+                kernel=CauchyKernel(),
+                lateral=f / (depth * noise.lateral.at(s.weight)),
+                along=1 / (depth * length * noise.along.at(s.weight)),
+                unit=state.windows.scale[s.window],
                 axis=torch.nn.functional.normalize(geometry.ray, dim=-1),
             )
-        ]  # fmt: skip
+        ]
         if noise.disparity is not None and s.disparity is not None:
             mask = used * (s.disparity != 0) * noise.disparity_weight
             model, sigma = self.expected_disparity(state, geometry.depth), torch.ones_like(used)

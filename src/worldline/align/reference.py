@@ -2,9 +2,9 @@
 
     L = L_p + [it >= 150] (2 L_d + 0.005 L_t) + 0.015 L_s
 
-over full-resolution log depth, poses, focal, window similarities, disparity scale and shift and trajectory alignment, by
-500 iterations of Adam (betas 0.9, 0.9; lr 0.03 -> 0.001), after a focal solve, chained Umeyama and RANSAC PnP; disparity
-joins after a least-absolute-deviation fit by another 5,000-11,000 Adam iterations per window.
+over full-resolution log depth, poses, focal, window similarities, disparity scale and shift and trajectory alignment,
+by 500 iterations of Adam (betas 0.9, 0.9; lr 0.03 -> 0.001), after a focal solve, chained Umeyama and RANSAC PnP;
+disparity joins after a least-absolute-deviation fit by another 5,000-11,000 Adam iterations per window.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def stack(observations: Sequence[Observation]) -> Data:
 
 
 def first_frame_focals(data: Data) -> tuple[Float[Tensor, " G"], Float[Tensor, " G"]]:
-    """Focal and z shift of every window's first frame (3.4): half-pixel plane, one global z minimum, outliers replaced."""
+    """Focal and z shift of every window's first frame (3.4): half pixels, one global z minimum, outliers replaced."""
     from scipy.optimize import least_squares
 
     height, width = data.size
@@ -166,7 +166,7 @@ def _pnp(points: Tensor, mask: Tensor, pixels: Tensor, focal: float, size: tuple
 
 
 def initial_alignment(data: Data) -> Variables:
-    """Focal solve, chained Umeyama with PnP per frame (last writer wins), window re-fit, scale 0.5, depths (3.4-3.5)."""
+    """Focal solve, chained Umeyama and PnP per frame (last writer wins), window re-fit, scale 0.5, depths (3.5)."""
     N, P = data.num_frames, data.weight.shape[2]
     height, width = data.size
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -284,7 +284,8 @@ def align_reference(
     observations: Sequence[Observation], config: ReferenceConfig, start: Variables | None = None
 ) -> ReferenceResult:
     """Run the whole published procedure."""
-    clock, seconds = time.process_time(), {}
+    clock = time.process_time()
+    seconds: dict[str, float] = {}
 
     def lap(name: str) -> None:
         nonlocal clock

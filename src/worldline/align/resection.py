@@ -3,7 +3,8 @@
 Pixel (x, y), measured from the principal point, sees X when  P = diag(f, f, 1) R^T [I | -c]  makes both rows of
 e = (x p3.X - p1.X, y p3.X - p2.X) vanish. sum w |e|^2 = p^T A p is a quadratic form whose 12 x 12 matrix A holds only
 four moments sum w {1, x, y, x^2+y^2} X X^T per frame; c is eliminated exactly and R found by Gauss-Newton on SO(3), at
-no cost per pixel. Weights w/q_z^2 turn e into the reprojection error; a graduated Geman-McClure kernel rejects outliers.
+no cost per pixel. Weights w/q_z^2 turn e into the reprojection error; a graduated Geman-McClure kernel rejects
+outliers.
 """
 
 from __future__ import annotations

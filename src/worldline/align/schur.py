@@ -147,7 +147,8 @@ def minimise(problem: Problem, state: Any, config: LMConfig = LMConfig(), first:
         config: schedule.
         first: the linearisation at `state` where it is known already.
     """
-    damping, history = config.damping, []
+    damping = config.damping
+    history: list[float] = []
     for number in range(config.iterations):
         normal = first if number == 0 and first is not None else problem.linearize(state)
         if not history:

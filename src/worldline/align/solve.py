@@ -170,7 +170,8 @@ class _Clock:
     phases = 4
 
     def __init__(self, progress: Progress) -> None:
-        self.progress, self.seconds, self.last = progress, {}, time.perf_counter()
+        self.progress, self.last = progress, time.perf_counter()
+        self.seconds: dict[str, float] = {}
 
     def done(self, phase: str, count: int) -> None:
         now = time.perf_counter()

@@ -1,6 +1,7 @@
 """Joint similarities of overlapping windows: robust pairwise fits, a spanning tree, then all windows at once.
 
-Windows k and l that share frames predict the same pixels twice, p_k and p_l. With Y = s_k R_k p + t_k the joint energy is
+Windows k and l that share frames predict the same pixels twice, p_k and p_l. With Y = s_k R_k p + t_k the joint energy
+is
 
     E = sum over pairs, pixels  rho( |Y_k - Y_l| / (sqrt(s_k s_l) tau_kl) ),
 
@@ -246,7 +247,7 @@ class _Synchronisation:
 
 
 def _window_jacobian(y: Tensor, translation: Tensor, r: Tensor, unit: Tensor) -> Tensor:
-    """Derivative of r by (phi, tau, lambda) of Y = Exp(phi) s e^lambda R p + t + tau, with r divided by sqrt(s_k s_l)."""
+    """Derivative of r / sqrt(s_k s_l) by (phi, tau, lambda) of Y = Exp(phi) s e^lambda R p + t + tau."""
     relative = y - translation[:, None]
     eye = torch.eye(3, dtype=y.dtype).expand(*y.shape, 3)
     return torch.cat([-hat(relative), eye, relative[..., None]], -1) / unit[..., None] - torch.cat(

@@ -73,7 +73,7 @@ def _along(axis: Tensor, q: Tensor, grow: Tensor, ray: Tensor, r: Tensor) -> Ten
 
 @lru_cache(maxsize=2)
 def _gram_map(shrinking: bool) -> Float[Tensor, "49 100"]:
-    """Takes the moments of (1, q, D a) to those of the vectors (turn 3, move 3, grow, zoom, -D a, r), all linear in them."""
+    """Takes moments of (1, q, D a) to those of the vectors (turn 3, move 3, grow, zoom, -D a, r), linear in them."""
     T = torch.zeros(3, 10, 7, dtype=torch.float64)
     T[:, :3, 1:4] = hat(torch.eye(3, dtype=torch.float64)).permute(1, 2, 0)  # [q]x
     for c in range(3):
@@ -111,7 +111,8 @@ def view_basis(state: State, samples: Samples, geometry: Geometry, views: slice)
 class Term(Protocol):
     """One part of the energy."""
 
-    name: str
+    @property
+    def name(self) -> str: ...  # noqa: D102
 
     def cost(self, state: State, geometry: Geometry, samples: Samples) -> Tensor: ...  # noqa: D102
 
