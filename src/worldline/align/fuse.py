@@ -186,8 +186,12 @@ def fuse_frames(
     rotation, centre = pose[:, None, :3, :3].to(world), pose[:, None, None, :3, 3].to(world)
     q = (world - centre) @ rotation
     total = weight.sum(0)
-    blended = median_sweep(q, weight) if depth_of is None else None
-    depth = blended[..., 2] if blended is not None else depth_of(q)
+    blended = None
+    if depth_of is not None:
+        depth = depth_of(q)
+    else:
+        blended = median_sweep(q, weight)
+        depth = blended[..., 2]
     seen = (total > 0) & (depth > 0)
     filler = depth[seen].median() if bool(seen.any()) else torch.ones((), dtype=world.dtype, device=world.device)
     valid = seen & (depth > 1e-4 * filler)

@@ -162,8 +162,8 @@ def sweep_focal(
     best, contrast, spacing = float(grid[4]), 0.0, float(grid[1] - grid[0])
     for level in range(2):
         focals = grid.exp()[:, None].expand(-1, len(xy))
-        wide = [value.expand(len(grid), *value.shape) for value in (xy, points, weight)]
-        _, _, error = solve_poses(*wide, focals, start.expand(len(grid), *start.shape), rounds=4)
+        wide = [value.expand(len(grid), *value.shape) for value in (xy, points, weight, start)]
+        _, _, error = solve_poses(wide[0], wide[1], wide[2], focals, wide[3], rounds=4)
         usable = (weight > 0).expand_as(error)
         scale = masked_quantile(error.flatten(1), usable.flatten(1), 0.5)
         limit = 3 * scale.min().clamp_min(1e-6)
