@@ -86,58 +86,108 @@ def dense_depth(
         known_moving: [T, H, W] bool, pixels known to move.
         progress: called per frame.
     """
-    count, (height, width) = len(rgb), pairs.size
-    arena = Arena(config.memory_bytes)
-    r, c, confidence, scores = (arena.zeros((count, height, width), np.float32) for _ in range(4))
-    other_r, other_c, precision = (arena.zeros((count, height, width), np.float32) for _ in range(3))
-    moving = arena.zeros((count, height, width), np.bool_)
-    factor = np.ones(count, np.float32)
+    work = _Dense(rgb, gray, pairs, state, config, prior if see_depth else _still_prior(prior, pairs, state))
+    # 1. Every frame on its own, then with its neighbours.
+    if see_depth:
+        for_all(work.observe, len(rgb), "triangulation", progress)
+        for _ in range(config.fusions):
+            for_all(work.exchange, len(rgb), "fusion", progress)
+            work.swap()
+        work.scale_prior()
+    # 2. What moves, as seen from a world where nothing does.
+    spread = work.spread if see_depth else work.believe
+    for_all(lambda t: work.score(t, spread), len(rgb), "motion", progress)
+    # 3. Depth without what moves; movers stand on the ground, or where the prior says.
+    for_all(lambda t: work.finish(t, spread, known_moving), len(rgb), "depth", progress)
+    steady(work.r, work.moving, pairs, state)
+    np.maximum(work.r, R_MIN, out=work.r)
+    return DenseDepth(r=work.r, confidence=work.confidence, moving=work.moving)
 
-    def observe(t: int) -> None:
-        seen = triangulate_frame(pairs, state, t, config.sigma_px)
-        r[t], c[t] = seen.r, trust_in(seen, texture(gray[t]), config)
-        precision[t] = np.sqrt(np.maximum(local_mean(seen.information), 0)) / config.noise_px
 
-    def exchange(t: int) -> None:
-        other_r[t], other_c[t] = fuse(r, c, pairs, state, t)
+Spread = Callable[[int, EdgeWeights, np.ndarray | None], Filled]
+"""Full-coverage inverse depth of one frame, given its affinities and which pixels stand apart."""
 
-    def propagate(t: int, weights: EdgeWeights, apart: np.ndarray | None = None) -> Filled:
-        filled = spread(t, weights, apart)
+
+class _Dense:
+    """The arrays of a clip while its depth is made, and the steps that fill them frame by frame."""
+
+    def __init__(
+        self,
+        rgb: Sequence[np.ndarray],
+        gray: Sequence[np.ndarray],
+        pairs: FlowPairs,
+        state: FlowState,
+        config: DenseConfig,
+        prior: np.ndarray | None,
+    ) -> None:
+        self.rgb, self.gray, self.pairs, self.state, self.config, self.prior = rgb, gray, pairs, state, config, prior
+        arena, shape = Arena(config.memory_bytes), (len(rgb), *pairs.size)
+        self.r, self.c = arena.zeros(shape, np.float32), arena.zeros(shape, np.float32)
+        self.next_r, self.next_c = arena.zeros(shape, np.float32), arena.zeros(shape, np.float32)
+        self.precision, self.scores = arena.zeros(shape, np.float32), arena.zeros(shape, np.float32)
+        self.confidence, self.moving = arena.zeros(shape, np.float32), arena.zeros(shape, np.bool_)
+        self.factor = np.ones(len(rgb), np.float32)
+
+    def weights(self, t: int) -> EdgeWeights:
+        """Affinities of a frame (cheap enough not to keep)."""
+        return edge_weights(self.rgb[t], self.config.fill.edge)
+
+    def observe(self, t: int) -> None:
+        """What the flows of one frame say."""
+        seen = triangulate_frame(self.pairs, self.state, t, self.config.sigma_px)
+        self.r[t], self.c[t] = seen.r, trust_in(seen, texture(self.gray[t]), self.config)
+        self.precision[t] = np.sqrt(np.maximum(local_mean(seen.information), 0)) / self.config.noise_px
+
+    def exchange(self, t: int) -> None:
+        """What the neighbouring frames add."""
+        self.next_r[t], self.next_c[t] = fuse(self.r, self.c, self.pairs, self.state, t)
+
+    def swap(self) -> None:
+        """Take over what `exchange` found."""
+        self.r, self.c, self.next_r, self.next_c = self.next_r, self.next_c, self.r, self.c
+
+    def scale_prior(self) -> None:
+        """Bring every frame of the prior to the scale of what was seen."""
+        if self.prior is not None:
+            self.factor = scale_prior(self.r, self.c, self.prior).astype(np.float32)
+
+    def spread(self, t: int, weights: EdgeWeights, apart: np.ndarray | None = None) -> Filled:
+        """What was seen, propagated to all pixels."""
+        prior = None if self.prior is None else self.factor[t] * self.prior[t]
+        filled = fill(self.r[t], self.c[t], weights, self.config.fill, prior, apart)
         return Filled(value=np.maximum(filled.value, R_MIN), confidence=filled.confidence)
 
-    def spread(t: int, weights: EdgeWeights, apart: np.ndarray | None) -> Filled:
-        if not see_depth:
-            flat = np.ones((height, width), np.float32) if prior is None else np.maximum(factor[t] * prior[t], 0)
-            return Filled(value=flat, confidence=np.zeros((height, width), np.float32))
-        return fill(r[t], c[t], weights, config.fill, None if prior is None else factor[t] * prior[t], apart)
+    def believe(self, t: int, weights: EdgeWeights, apart: np.ndarray | None = None) -> Filled:
+        """The prior alone, or one constant."""
+        flat = np.ones(self.pairs.size, np.float32)
+        known = flat if self.prior is None else np.where(self.prior[t] > 0, self.prior[t], 1)
+        return Filled(value=known, confidence=np.zeros(self.pairs.size, np.float32))
 
-    def score(t: int) -> None:
-        weights = edge_weights(rgb[t], config.fill.edge)
-        found = motion_score(gray, pairs, state, t, propagate(t, weights).value, config.mask)
-        scores[t] = average_score(found, texture(gray[t]), weights, config.mask)
+    def score(self, t: int, spread: Spread) -> None:
+        """How surely each pixel moves."""
+        weights = self.weights(t)
+        r = spread(t, weights, None).value
+        found = motion_score(self.gray, self.pairs, self.state, t, r, self.config.mask)
+        self.scores[t] = average_score(found, texture(self.gray[t]), weights, self.config.mask)
 
-    def finish(t: int) -> None:
-        labels = moving_regions(vote(scores, pairs, t), config.mask)
-        moving[t] = labels > 0
-        if known_moving is not None:
-            moving[t] |= known_moving[t]
-        c[t][grow_mask(moving[t], config.mask.dilate_px)] = 0
-        filled = propagate(t, edge_weights(rgb[t], config.fill.edge), moving[t])
-        r[t] = filled.value if prior is not None else ground_contact(filled.value, labels, config.motion)
-        sure = probability(filled.confidence, precision[t] * filled.value) if see_depth else filled.confidence
-        confidence[t] = np.where(moving[t], 0.3 * sure, sure)
+    def finish(self, t: int, spread: Spread, known_moving: np.ndarray | None) -> None:
+        """The mask, and the final depth and confidence."""
+        labels = moving_regions(vote(self.scores, self.pairs, t), self.config.mask)
+        moving = labels > 0 if known_moving is None else (labels > 0) | known_moving[t]
+        self.c[t][grow_mask(moving, self.config.mask.dilate_px)] = 0
+        filled = spread(t, self.weights(t), moving)
+        sure = probability(filled.confidence, self.precision[t] * filled.value) * (filled.confidence > 0)
+        self.confidence[t] = np.where(moving, 0.3 * sure, sure)
+        grounded = self.prior is None
+        self.r[t] = ground_contact(filled.value, labels, self.config.motion) if grounded else filled.value
+        self.moving[t] = moving
 
-    if see_depth:
-        for_all(observe, count, "triangulation", progress)
-    for _ in range(config.fusions if see_depth else 0):
-        for_all(exchange, count, "fusion", progress)
-        (r, other_r), (c, other_c) = (other_r, r), (other_c, c)
-    if prior is not None:
-        factor = (scale_prior(r, c, prior) if see_depth else chain_prior(prior, pairs, state)).astype(np.float32)
-    for_all(score, count, "motion", progress)
-    for_all(finish, count, "depth", progress)
-    steady(r, moving, pairs, state)
-    return DenseDepth(r=np.maximum(r, R_MIN, out=r), confidence=confidence, moving=moving)
+
+def _still_prior(prior: np.ndarray | None, pairs: FlowPairs, state: FlowState) -> np.ndarray | None:
+    """The prior with frames that agree with each other, for cameras without translation."""
+    if prior is None:
+        return None
+    return prior * chain_prior(prior, pairs, state).astype(np.float32)[:, None, None]
 
 
 def for_all(work: Callable[[int], None], count: int, name: str, progress: Progress) -> None:
