@@ -336,3 +336,18 @@ def test_distorted_images_with_known_coefficients() -> None:
     wrong = solve(seen, 12, world.size, Priors(intrinsics=K))
     assert centre_error(right, world) < 0.1 * centre_error(wrong, world)
     torch.testing.assert_close(right.points.double(), points, atol=2e-3, rtol=0)
+
+
+def test_dis_flow_sees_a_shift() -> None:
+    from worldline.align.optical_flow import dis_flow
+    from worldline.scene import Video
+
+    g = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 3, 16, 20, generator=g)
+    picture = torch.nn.functional.interpolate(coarse, (64, 80), mode="bicubic")[0].permute(1, 2, 0).clamp(0, 1)
+    frames = torch.stack([picture[4:60, 4:70], picture[4:60, 2:68]])
+    flow = dis_flow(Video(frames=frames, timestamps=torch.arange(2).double()))
+    known = torch.isfinite(flow).all(-1)
+    assert known.float().mean() > 0.7
+    assert (flow[known] - torch.tensor([2.0, 0.0])).norm(dim=-1).median() < 0.3
+    assert not known[0, :, -1].any()  # what leaves the image has no flow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -26,7 +27,8 @@ def dis_flow(video: Video) -> Float[Tensor, "S H W 2"]:
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     out = []
     for now, after in zip(grey, grey[1:], strict=False):
-        forward, backward = (torch.from_numpy(dis.calc(*pair, None)) for pair in ((now, after), (after, now)))
+        empty = np.zeros((height, width, 2), np.float32)
+        forward, backward = (torch.from_numpy(dis.calc(a, b, empty.copy())) for a, b in ((now, after), (after, now)))
         out.append(_consistent(forward, backward))
     return torch.stack(out) if out else torch.zeros(0, height, width, 2)
 

@@ -26,8 +26,7 @@ from worldline.align.report import dynamic_threshold, reference_weight, summaris
 from worldline.align.sampling import Samples, gather, thin
 from worldline.align.state import State
 from worldline.align.terms import Term
-from worldline.align.world import first_camera_world, known_world, make_cameras
-from worldline.geometry.pose import from_rt
+from worldline.align.world import final_world, known_world
 from worldline.scene import Progress, no_progress
 
 __all__ = ["AlignConfig", "Alignment", "KnownDistance", "Observation", "Priors", "solve"]
@@ -48,14 +47,16 @@ def solve(
 
     Args:
         observations: one per window, each in its own frame and scale; may be lazy (read a few times, in order).
-        num_frames: T of the video.
-        size: (H, W) of the observations.
+        num_frames, size: T of the video, and (H, W) of the observations.
         priors: what is known beforehand.
-        config, progress: settings, and who is told about each phase.
+        config: settings.
+        progress: told about each phase.
+        optical_flow: [T-1, H, W, 2] pixels from each frame to the next, NaN where unknown (see optical_flow.dis_flow);
+            default objective only.
 
     Returns:
-        The alignment: cameras in pixels and cam2world with world = first camera (or of the known poses), fields on
-        demand. What could not be determined is said in `report["undetermined"]`; nothing is ever NaN.
+        Cameras with world = first camera (or of the known poses), fields on demand. What could not be determined is
+        said in `report["undetermined"]`; nothing is ever NaN.
 
     Raises:
         ValueError: observations or priors that do not fit the video.
@@ -81,12 +82,7 @@ def solve(
         state, fusion, notes = _refine([samples, fine], start, rays, size, priors, config, optical_flow, matches)
         clock.done("refine", 3)
     # 4. the world of the first camera or of known poses, the metric scale
-    pose = from_rt(state.rotation, state.centre)
-    pose = pose.expand(num_frames, 4, 4) if len(pose) == 1 else pose
-    windows = state.windows
-    if priors.known_poses() is None:
-        windows, pose = first_camera_world(windows, pose)
-    cameras = make_cameras(pose, state, principal, size, num_frames, priors)
+    windows, cameras = final_world(state, principal, size, num_frames, priors)
     alignment = Alignment(
         cameras=cameras, windows=windows, kept=start.kept, report={**start.notes, **notes}, observations=observations,
         rays=full_rays(cameras, size, priors), config=config, fusion=fusion, reference_weight=reference_weight(samples),
@@ -117,12 +113,7 @@ def _refine(
 ) -> tuple[State, Fusion, dict[str, Any]]:  # fmt: skip
     """All variables by the chosen objective, on few samples, then on more; and how depth follows from them."""
     if config.objective == "published":
-        weights = PublishedWeights()
-        solution = minimise_published(levels[0], measured_pixels(levels[0].uv, size, priors)[0], start, rays, weights)
-        fusion = PublishedFusion(
-            disparity=solution.state.disparity, windows=solution.disparity_windows, weights=weights,
-        )  # fmt: skip
-        return solution.state, fusion, {"objective": solution.costs}
+        return _refine_published(levels[0], start, rays, size, priors)
     C = len(start.rig.centre)
     fixed_pose = torch.zeros(C, dtype=torch.bool)
     known = priors.known_poses()
@@ -143,6 +134,15 @@ def _refine(
         disparity_noise=refined.noise.disparity,
     )  # fmt: skip
     return refined.state, robust, refined.notes
+
+
+def _refine_published(
+    samples: Samples, start: Start, rays: RayViews | None, size: tuple[int, int], priors: Priors
+) -> tuple[State, Fusion, dict[str, Any]]:
+    weights, (pixels, _) = PublishedWeights(), measured_pixels(samples.uv, size, priors)
+    solution = minimise_published(samples, pixels, start, rays, weights)
+    fusion = PublishedFusion(disparity=solution.state.disparity, windows=solution.disparity_windows, weights=weights)
+    return solution.state, fusion, {"objective": solution.costs}
 
 
 def _focal_terms(start: Start, rays: RayViews | None, size: tuple[int, int], config: AlignConfig) -> list[Term]:

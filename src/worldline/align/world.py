@@ -28,6 +28,18 @@ def known_world(start: Start, priors: Priors) -> Start:
     return replace(start, rig=rig, windows=_after(move, start.windows))
 
 
+def final_world(
+    state: State, principal: Float[Tensor, "T 2"], size: tuple[int, int], num_frames: int, priors: Priors
+) -> tuple[Similarity, Cameras]:
+    """Windows and cameras in the frame of the first camera, or of the known poses."""
+    pose = from_rt(state.rotation, state.centre)
+    pose = pose.expand(num_frames, 4, 4) if len(pose) == 1 else pose
+    windows = state.windows
+    if priors.known_poses() is None:
+        windows, pose = first_camera_world(windows, pose)
+    return windows, make_cameras(pose, state, principal, size, num_frames, priors)
+
+
 def first_camera_world(windows: Similarity, pose: Float[Tensor, "T 4 4"]) -> tuple[Similarity, Float[Tensor, "T 4 4"]]:
     """Windows and poses in the frame of the first camera."""
     R, c = pose[0, :3, :3], pose[0, :3, 3]
