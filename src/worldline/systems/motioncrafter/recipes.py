@@ -113,13 +113,8 @@ def mini(*, seed: int = 7, paradigm: Paradigm = "deterministic") -> Recipe:
     Different from the paper because there is no image or video prior here: the condition encoder and the image encoder
     are trained with the U-Net; points count far more than latents, and relatively; the frames carry little noise.
     """
-    common: dict[str, Any] = {
-        "precision": "bf16",
-        "seed": seed,
-        "weight_decay": 1e-2,
-        "gradient_clip": 1.0,
-        "ema_decay": 0.998,
-    }
+    common: dict[str, Any] = {"precision": "bf16", "seed": seed, "weight_decay": 1e-2}
+    common |= {"gradient_clip": 1.0, "ema_decay": 0.998}
     clips = ClipConfig(size=(48, 64), views=((4, 1), (4, 2)))
     pairs = ClipConfig(size=(48, 64), views=((2, 1), (2, 3)))  # autoencoders see single frames: more scenes teach more
     geometry = TrainConfig(
