@@ -87,7 +87,9 @@ def scene_flow(
     shrinkage of their whole region says (the difference of the two frames' depths would mostly be noise).
     """
     flow, trust = pairs.read(t, 1)
-    step = _moved(r[t], flow, growth(moving, pairs, t), state, t) - world_points(r[t], state, t)
+    here = world_points(r[t], state, t)
+    approach = -np.log(np.maximum(depth_in(here, state, t + 1) * r[t], 1e-3))  # the camera's own
+    step = _moved(r[t], flow, growth(moving, pairs, t, approach), state, t) - here
     known = moving[t] & (trust > 0.3) & (lookup(moving[t + 1].astype(np.float32), flow) > 0.5)
     weight = np.where(known, trust, 0).astype(np.float32)[..., None]
     flat = EdgeWeights(right=np.ones(flow.shape[:2], np.float32), down=np.ones(flow.shape[:2], np.float32))
@@ -97,11 +99,13 @@ def scene_flow(
     return step.astype(np.float32), ~moving[t] | (smoothed[..., 3] > 0.05)
 
 
-def growth(moving: np.ndarray, pairs: FlowPairs, t: int, gaps: tuple[int, ...] = (1, 2, 4)) -> np.ndarray:
-    """Per-frame change of log size [H, W] of the connected moving region of each pixel; 0 where it is not known.
+def growth(
+    moving: np.ndarray, pairs: FlowPairs, t: int, usual: np.ndarray, gaps: tuple[int, ...] = (1, 2, 4)
+) -> np.ndarray:
+    """Per-frame change of log size [H, W] of the connected moving region of each pixel.
 
     The flow of a region is fitted by u' = A u + b; log sqrt(det A), per frame, is how much nearer it came. Longer gaps
-    count more; the result shrinks to zero as it drowns in the flow's noise.
+    count more; as it drowns in the flow's noise, the result goes back to `usual` [H, W], what standing still gives.
     """
     import cv2
 
@@ -119,8 +123,11 @@ def growth(moving: np.ndarray, pairs: FlowPairs, t: int, gaps: tuple[int, ...] =
                 change, variance = fitted
                 total[label] += change / gap * gap**2 / variance
                 weight[label] += gap**2 / variance
-    rate = total / weight
-    return (rate * rate**2 / (rate**2 + 1 / weight + 1e-12))[labels]
+    pixels = np.maximum(np.bincount(labels.ravel(), minlength=count), 1)
+    mean = np.bincount(labels.ravel(), usual.ravel(), count) / pixels
+    more = total / weight - mean
+    change = mean + more * more**2 / (more**2 + 1 / weight + 1e-12)
+    return np.where(labels > 0, change[labels], usual)
 
 
 def _log_size(pixels: np.ndarray, flow: np.ndarray, trust: np.ndarray) -> tuple[float, float] | None:
@@ -167,9 +174,12 @@ def world_points(r: np.ndarray, state: FlowState, t: int) -> np.ndarray:
     return (camera @ c2w[:3, :3].T + c2w[:3, 3]).astype(np.float32)
 
 
+def depth_in(points: np.ndarray, state: FlowState, t: int) -> np.ndarray:
+    """z-depth [H, W] float32 of world points in the camera of frame `t`."""
+    row = state.w2c[t, 2]
+    return (points @ row[:3] + row[3]).astype(np.float32)
+
+
 def _seen_from(r: np.ndarray, state: FlowState, other: int, t: int, flow: np.ndarray) -> np.ndarray:
     """Inverse depth in frame `t` of the points of frame `other` that `flow` of frame `t` leads to."""
-    world = world_points(r, state, other)
-    row = state.w2c[t, 2]
-    depth = (world @ row[:3] + row[3]).astype(np.float32)
-    return 1 / np.maximum(lookup(depth, flow), 1e-3)
+    return 1 / np.maximum(lookup(depth_in(world_points(r, state, other), state, t), flow), 1e-3)
