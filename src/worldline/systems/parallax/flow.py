@@ -63,7 +63,7 @@ class DisFlow:
         """Flow [H, W, 2] float32 in pixels from `source` to `target`, both [H, W] uint8."""
         if not hasattr(self._thread, "dis"):
             self._thread.dis = self._create()
-        return self._thread.dis.calc(source, target, None)
+        return self._thread.dis.calc(np.ascontiguousarray(source), np.ascontiguousarray(target), None)
 
     def _create(self) -> Any:
         import cv2

@@ -180,6 +180,7 @@ def cached_cameras(cache: Any, solve: Callable[[], CameraSolution]) -> CameraSol
 
     if cache is not None and (found := cache.get("cameras")) is not None:
         rest = json.loads(bytes(found["rest"].tolist()).decode())
+        rest["warnings"] = tuple(rest["warnings"])
         arrays = {name: found[name].numpy().copy() for name in ("w2c", "intrinsics", "r", "log_scale")}
         registered = found["registered"].numpy().copy()
         return CameraSolution(state=FlowState(**arrays), registered=registered, **rest)
