@@ -105,5 +105,6 @@ class Observation:
 
     def to(self, device: torch.device | str) -> Observation:
         """The same observation on another device."""
-        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
+        every = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {k: v.to(device) for k, v in every.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)

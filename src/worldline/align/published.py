@@ -84,7 +84,7 @@ def minimise_published(
     fixed[columns.camera[0]] = True
     total = float((samples.weight >= 0).sum())
     for eps, iterations in ((3e-2, 7), (3e-3, 5), (3e-4, 4)):
-        terms = _terms(samples, disparity_ok, rays, weights, NormKernel(eps=eps), total)
+        terms = _terms(state, samples, disparity_ok, rays, weights, NormKernel(eps=eps), total)
         energy = Energy(terms, samples, xy, columns, fixed)
         state = minimise(energy, state, LMConfig(iterations=iterations, tolerance=1e-4)).state
     return PublishedSolution(
@@ -95,7 +95,7 @@ def minimise_published(
 
 
 def _terms(
-    samples: Samples, disparity_ok: Bool[Tensor, " G"], rays: RayViews | None, weights: PublishedWeights,
+    state: State, samples: Samples, disparity_ok: Bool[Tensor, " G"], rays: RayViews | None, weights: PublishedWeights,
     kernel: NormKernel, total: float,
 ) -> list[Term]:  # fmt: skip
     w = samples.weight.clamp(max=weights.most_confident)
@@ -107,7 +107,7 @@ def _terms(
         B = len(rays.window)
         one = torch.ones(B, dtype=torch.float64)
         terms.append(
-            RayTerm(pose=rays.pose, window=rays.window, slot=rays.frame, weight=weights.trajectory * one,
+            RayTerm(pose=rays.pose, window=rays.window, slot=_slots(state, rays), weight=weights.trajectory * one,
                     turn_unit=2**0.5 * one, move_unit=one, kernel=NormKernel(eps=kernel.eps * 0.1))
         )  # fmt: skip
     terms.append(SmoothnessTerm(weight=weights.smoothness, kernel=NormKernel(eps=kernel.eps * 0.1)))
@@ -157,7 +157,7 @@ def _valid_rays(state: State, rays: RayViews, weights: PublishedWeights) -> RayV
     keep = torch.zeros(len(rays.window), dtype=torch.bool)
     for k in rays.window.unique().tolist():
         mine = rays.window == k
-        R, Q = rays.pose[mine, :3, :3], state.rotation[rays.frame[mine]]
+        R, Q = rays.pose[mine, :3, :3], state.rotation[_slots(state, rays)[mine]]
         if len(R) < 2:
             continue
         error = rotation_angle_deg(R[:-1].mT @ R[1:], Q[:-1].mT @ Q[1:])
@@ -169,6 +169,11 @@ def _valid_rays(state: State, rays: RayViews, weights: PublishedWeights) -> RayV
     )
 
 
+def _slots(state: State, rays: RayViews) -> Tensor:
+    """Camera of each ray view: its frame, or the only one."""
+    return rays.frame if len(state.centre) > 1 else torch.zeros_like(rays.frame)
+
+
 def _fit_trajectory(state: State, rays: RayViews) -> State:
     """A_k puts the window's first ray camera on the global one; kappa_k starts as the window's scale."""
     a = Similarity(
@@ -178,9 +183,10 @@ def _fit_trajectory(state: State, rays: RayViews) -> State:
     )
     for k in rays.window.unique().tolist():
         i = int(torch.nonzero(rays.window == k)[0, 0])
-        turn = state.rotation[rays.frame[i]] @ rays.pose[i, :3, :3].T
+        slot = int(_slots(state, rays)[i])
+        turn = state.rotation[slot] @ rays.pose[i, :3, :3].T
         a.rotation[k] = turn
-        a.translation[k] = state.centre[rays.frame[i]] - a.scale[k] * turn @ rays.pose[i, :3, 3]
+        a.translation[k] = state.centre[slot] - a.scale[k] * turn @ rays.pose[i, :3, 3]
     return replace(state, trajectory=a)
 
 

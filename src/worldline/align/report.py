@@ -66,9 +66,13 @@ def summarise(
     undetermined = list(report.get("undetermined", []))
     if missing:
         undetermined.append(f"cameras of frames {missing}: no usable points, interpolated")
-    if report.get("focal_contrast", 1.0) < 0.05:
-        undetermined.append("focal: the points fit almost equally well for every focal (little depth variation)")
-    if report.get("focal_contradicted"):
+    if report.get("focal_guessed"):
+        undetermined.append(
+            "focal: the points do not determine it (they fit extreme focals as well: little depth variation); "
+            f"{float(cameras.focal_px[0]):.1f} px is "
+            + ("what the ray maps say" if report.get("objective", {}).get("rays") else "a guess")
+        )
+    if report.get("focal_contradicted") and not report.get("focal_guessed"):
         undetermined.append(
             f"the given focal of {float(cameras.focal_px[0]):.1f} px contradicts the points, which say "
             f"{report['focal_px_of_points']:.1f} px"

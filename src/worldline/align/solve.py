@@ -15,7 +15,7 @@ from worldline.align.camera_terms import FocalTerm
 from worldline.align.config import AlignConfig, KnownDistance, Priors
 from worldline.align.flow_data import FlowMatches, flow_targets, match_scene_flow
 from worldline.align.fuse import Fusion, RobustFusion
-from worldline.align.initialize import Start, initialize
+from worldline.align.initialize import Start, guess_focal, initialize
 from worldline.align.metric import metric_factor
 from worldline.align.observation import Observation
 from worldline.align.pixels import full_rays, measured_pixels
@@ -123,17 +123,27 @@ def _refine(
     def problem(level: Samples) -> Refinement:
         pixels, _ = measured_pixels(level.uv, size, priors)
         targets = None if flow is None else flow_targets(level, flow, size, priors)
-        known_focal = priors.intrinsics is not None
+        known_focal = priors.intrinsics is not None or (rays is None and "focal_guessed" in start.notes)
         return Refinement(level, pixels, start, rays, size, fixed_pose, known_focal, targets, matches)
 
     more = levels[1].uv.shape[1] > levels[0].uv.shape[1]
     finer = (lambda: problem(levels[1])) if more else None
     refined = refine_all(problem(levels[0]), finer, start, _focal_terms(start, rays, size, config))
-    robust = RobustFusion(
+    low, high = (bound * max(size) for bound in config.focal_range)
+    found = refined.state.log_focal.exp()
+    if (
+        "focal_guessed" not in start.notes
+        and priors.intrinsics is None
+        and not bool(((found > low) & (found < high)).all())
+    ):
+        guessed = guess_focal(start, size)
+        state, other, notes = _refine(levels, guessed, rays, size, priors, config, flow, matches)
+        return state, other, {**notes, "focal_guessed": True}
+    fusion = RobustFusion(
         along=refined.noise.along, disparity=refined.state.disparity if levels[0].disparity is not None else None,
         disparity_noise=refined.noise.disparity,
     )  # fmt: skip
-    return refined.state, robust, refined.notes
+    return refined.state, fusion, refined.notes
 
 
 def _refine_published(
