@@ -68,7 +68,9 @@ class DisFlow:
     def _create(self) -> Any:
         import cv2
 
-        dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        dis = cv2.DISOpticalFlow_create(  # type: ignore[attr-defined]
+            cv2.DISOPTICAL_FLOW_PRESET_MEDIUM
+        )
         dis.setFinestScale(0)
         dis.setPatchStride(self._stride)
         return dis

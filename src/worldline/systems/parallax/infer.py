@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from worldline.align.config import Priors
 from worldline.align.flow_adjust import FlowState, Matches
 from worldline.scene import Progress, Scene4D, Video, no_progress
-from worldline.systems.parallax.assemble import assemble, to_world
+from worldline.systems.parallax.assemble import Clock, assemble, to_world
 from worldline.systems.parallax.cameras import CameraConfig, Clip, solve_cameras
 from worldline.systems.parallax.dense import DenseConfig, DenseDepth, dense_depth
 from worldline.systems.parallax.flow import DisFlow, Flow, FlowConfig, compute_flows
@@ -31,7 +30,6 @@ from worldline.systems.parallax.observability import CameraSolution
 from worldline.systems.parallax.representation import FlowPairs, take_matches
 from worldline.systems.system import Loading, Options
 
-Result = TypeVar("Result")
 NOTHING_KNOWN = Priors()
 
 
@@ -98,8 +96,8 @@ def infer(
     # 4. Depth of every pixel, its confidence, and what moves.
     dense = clock("depth", lambda: find_depth(rgb, gray, pairs, solution, known, config, progress))
     # 5. World points and scene flow at unit scale.
-    arrays = clock("scene", lambda: to_world(pairs, solution, dense, priors, config.memory_bytes))
-    return assemble(video, rgb, solution, dense, arrays, asdict(config), clock.seconds)
+    arrays = clock("scene", lambda: to_world(pairs, solution, dense, priors, video.size, config.memory_bytes))
+    return assemble(video, rgb, solution, dense, arrays, asdict(config), clock)
 
 
 def find_cameras(
@@ -158,20 +156,6 @@ class ParallaxSystem:
 def load_parallax(loading: Loading) -> ParallaxSystem:
     """The system; there is nothing to load, and it runs on the CPU whatever device is asked for."""
     return ParallaxSystem()
-
-
-class Clock:
-    """Wall seconds per phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def __call__(self, phase: str, work: Callable[[], Result]) -> Result:
-        """Run `work` and note how long it took."""
-        started = time.perf_counter()
-        result = work()
-        self.seconds[phase] = round(time.perf_counter() - started, 3)
-        return result
 
 
 def cached_cameras(cache: Any, solve: Callable[[], CameraSolution]) -> CameraSolution:
