@@ -20,6 +20,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -194,7 +195,7 @@ def corridor(pose: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, t
     return depth, direction
 
 
-class NoisyWindows:
+class NoisyWindows(Sequence):
     """Windows of the corridor that exist only while they are looked at, as if read from a disk; always the same.
 
     Range noise of 2 % and 0.5 % of the depth in all directions, half of it shared by neighbouring pixels; a random
@@ -291,7 +292,7 @@ def long_child(frames: int) -> dict[str, Any]:
     size = (96, 160)
     clock, wall = time.process_time(), time.perf_counter()
     observations = NoisyWindows(frames, size, 12)
-    alignment = solve(observations, frames, size, Priors(principal_point=(size[1] / 2, size[0] / 2)))  # type: ignore[arg-type]
+    alignment = solve(observations, frames, size, Priors(principal_point=(size[1] / 2, size[0] / 2)))
     solved = time.process_time() - clock
     valid = sum(float(fields.valid.float().mean()) for fields in alignment.frames()) / frames
     return {

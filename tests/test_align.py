@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -157,6 +160,35 @@ def test_known_poses_give_the_world() -> None:
     alignment = solve(observe(world, windows.plan(24, 12, 4), noise=0.005), 24, world.size, Priors(poses=poses))
     assert (alignment.cameras.cam2world[known] - poses[known]).abs().max() < 1e-9
     assert (alignment.cameras.cam2world[~known, :3, 3] - 2 * world.pose[~known, :3, 3]).norm(dim=-1).max() < 0.05
+
+
+class _Counting(Sequence):
+    """Windows that are read one at a time and counted."""
+
+    def __init__(self, seen: list[Observation]) -> None:
+        self.seen, self.reads = seen, [0] * len(seen)
+        self.alive: weakref.WeakSet[Observation] = weakref.WeakSet()
+        self.most = 0
+
+    def __len__(self) -> int:
+        return len(self.seen)
+
+    def __getitem__(self, k: int) -> Observation:
+        self.reads[k] += 1
+        fresh = copy.copy(self.seen[k])
+        self.alive.add(fresh)
+        self.most = max(self.most, len(self.alive))
+        return fresh
+
+
+def test_windows_are_streamed() -> None:
+    world = make_world(60)
+    lazy = _Counting(observe(world, windows.plan(60, 10, 4), noise=0.01))
+    alignment = solve(lazy, 60, world.size)
+    for _ in alignment.frames():
+        pass
+    assert lazy.most <= 4  # of 9 windows
+    assert sum(lazy.reads) <= 2 * len(lazy) + 12  # the type checks of pytest look at some more
 
 
 def test_scene_has_cameras_and_report() -> None:

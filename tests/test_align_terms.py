@@ -351,3 +351,14 @@ def test_dis_flow_sees_a_shift() -> None:
     assert known.float().mean() > 0.7
     assert (flow[known] - torch.tensor([2.0, 0.0])).norm(dim=-1).median() < 0.3
     assert not known[0, :, -1].any()  # what leaves the image has no flow
+
+
+def test_moving_pixels_are_found_by_scene_flow_and_by_optical_flow() -> None:
+    world = make_world(24, size=(32, 48), focal=40.0)
+    plan = windows.plan(24, 16, 8)
+    moved = world.flow.norm(dim=-1) > 0.02 * world.depth
+    by_scene_flow = solve(observe(world, plan, noise=0.003, with_flow=True), 24, world.size).dynamic
+    by_optical_flow = solve(observe(world, plan, noise=0.003), 24, world.size, optical_flow=true_flow(world)).dynamic
+    for mask in (by_scene_flow, by_optical_flow):
+        assert (mask & moved)[:-1].sum() > 0.7 * moved[:-1].sum()
+        assert (mask & ~world.moving)[:-1].float().mean() < 0.01

@@ -89,3 +89,27 @@ def test_the_initial_alignment_is_the_published_one(align24) -> None:
     terms = objective(stack(seen), v, none, none)
     wanted = meta["init"]["points_plus_smooth"]  # RANSAC inside, so not to the digit
     assert float(terms["points"] + 0.015 * terms["smoothness"]) == pytest.approx(wanted, rel=0.1)
+
+
+def test_exam_pass_marks(golden_dir: Path) -> None:
+    """Published objective no higher than the stored answer's; default at most half of its camera errors."""
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    try:
+        import align as bench
+    finally:
+        sys.path.pop(0)
+    score = bench.scorer(golden_dir / "geo4d")
+    for file in sorted((golden_dir / "geo4d").glob("exam_seed*.json")):
+        z, meta = bench.load_file(file.with_suffix(".safetensors")), json.loads(file.read_text())
+        seen = bench.exam_observations(score, z, meta)
+        old = score.accuracy(z, meta, score.load_solution(z, "upstream"))
+        size = (meta["config"]["H"], meta["config"]["W"])
+        answer = bench.solution(bench.timed_solve(seen, meta["config"]["N"], size, "published")[0])
+        assert score.objective(z, meta, answer)["total"] <= 1.001 * meta["upstream_total"]
+        new = score.accuracy(z, meta, bench.solution(bench.timed_solve(seen, meta["config"]["N"], size, "default")[0]))
+        for name in ("ATE_rmse", "RPE_trans_rmse", "RPE_rot_deg_rmse"):
+            assert new[name] <= 0.5 * old[name], name
+        assert new["AbsRel_LAD"] <= 0.75 * old["AbsRel_LAD"]
+        assert abs(new["focal_err_pct"]) < 1

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from worldline.align.config import AlignConfig
-from worldline.align.fuse import FrameFields, Fusion, fuse_frames, moved_pixels
+from worldline.align.fuse import FrameFields, Fusion, fuse_frames, moved_pixels, rigid_flow
 from worldline.align.observation import Observation
 from worldline.align.state import State
 from worldline.geometry.pose import Similarity
@@ -41,6 +41,7 @@ class Alignment:
         reference_weight: summed confidence of a well-seen pixel.
         dynamic_threshold: relative motion above which a pixel counts as moving.
         window_frames: frames of each window.
+        optical_flow: [T-1, H, W, 2] what solve was given, or None; tells moving pixels where no scene flow does.
         state: every variable where the solver left it, in the solver's own world; depth and focal are the same.
     """
 
@@ -57,6 +58,7 @@ class Alignment:
     dynamic_threshold: float
     window_frames: tuple[tuple[int, ...], ...] = field(repr=False)
     state: State = field(repr=False)
+    optical_flow: Float[Tensor, "S H W 2"] | None = field(default=None, repr=False)
 
     def frames(self) -> Iterator[FrameFields]:
         """Fields of every frame in order; each window is read once and dropped after its last frame."""
@@ -90,8 +92,9 @@ class Alignment:
         for k, o in views:
             pick = [o.frames.index(n) for n in frames]
             i = slice(pick[0], pick[-1] + 1) if pick[-1] - pick[0] == len(pick) - 1 else pick
+            s, device = self.windows, o.points.device
             similarity = Similarity(
-                scale=self.windows.scale[k], rotation=self.windows.rotation[k], translation=self.windows.translation[k]
+                scale=s.scale[k].to(device), rotation=s.rotation[k].to(device), translation=s.translation[k].to(device)
             )
             w = o.confidence[i].float()
             world.append(similarity.apply(torch.where((w > 0)[..., None], o.points[i].float(), 0.0)))
@@ -104,11 +107,12 @@ class Alignment:
                 flow_weight.append(asked)
         ray, weights, names = ray.to(world[0]), torch.stack(weight), [k for k, _ in views]
         on_rays = self.config.points_on_rays
-        return fuse_frames(
+        fields = fuse_frames(
             torch.stack(world), weights, torch.stack(flow) if has_flow else None,
             torch.stack(flow_weight) if has_flow else None, self.cameras.cam2world[frames], ray, self.reference_weight,
             (lambda q: self.fusion.depth(names, q, weights, disparity, ray)) if on_rays else None,
         )  # fmt: skip
+        return fields.cpu()
 
     def _flow_mask(self, o: Observation, i: slice | list[int], frames: list[int]) -> Tensor:
         if o.scene_flow is None:
@@ -175,7 +179,9 @@ class Alignment:
 
     @cached_property
     def dynamic(self) -> Bool[Tensor, "T H W"]:
-        """Pixels on moving things: by their scene flow, or because they vacate what a neighbouring frame sees."""
+        """Pixels on moving things: by their scene flow, else because optical flow is not what a rigid world would
+        give, else because they vacate what a neighbouring frame sees.
+        """
         threshold = self.dynamic_threshold
         if self.scene_flow is not None and self.flow_valid is not None:
             moving = (self.scene_flow.norm(dim=-1) > threshold * self.depth) & self.flow_valid
@@ -183,12 +189,23 @@ class Alignment:
                 moving[-1] = self._vacates(len(moving) - 1, len(moving) - 2)
             return moving
         T = len(self.cameras)
+        if self.optical_flow is not None and T > 1:
+            return self._against_flow(self.optical_flow)
         out = torch.zeros_like(self.valid)
         for n in range(T):
             for other in (n - 1, n + 1):
                 if 0 <= other < T:
                     out[n] |= self._vacates(n, other)
         return out
+
+    def _against_flow(self, flow: Tensor) -> Tensor:
+        """Pixels whose optical flow differs from that of a resting point by 4 typical differences and 1/4 pixel."""
+        rigid = rigid_flow(self.points[:-1], self.cameras)
+        gap = (rigid - flow.to(rigid)).norm(dim=-1)
+        known = torch.isfinite(gap) & self.valid[:-1]
+        typical = float(gap[known].median()) if bool(known.any()) else 0.0
+        moving = known & (gap > max(4 * typical, 0.25))
+        return torch.cat([moving, self._vacates(len(self.cameras) - 1, len(self.cameras) - 2)[None]])
 
     def _vacates(self, n: int, other: int) -> Tensor:
         return moved_pixels(

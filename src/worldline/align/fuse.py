@@ -18,6 +18,7 @@ from torch import Tensor
 
 from worldline.align.noise import ScaleTable
 from worldline.align.rotations import dot
+from worldline.scene import Cameras
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,11 @@ class FrameFields:
         """One of several frames."""
         several = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: v[i] for name, v in several.items() if v is not None})
+
+    def cpu(self) -> FrameFields:
+        """On the CPU, where cameras and videos are."""
+        every = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: v.cpu() for name, v in every.items() if v is not None})
 
 
 def depth_sweep(
@@ -214,6 +220,18 @@ def fuse_frames(
         scene_flow=fused_flow,
         flow_valid=flow_valid,
     )
+
+
+def rigid_flow(points: Float[Tensor, "S H W 3"], cameras: Cameras) -> Float[Tensor, "S H W 2"]:
+    """Optical flow to the next frame if every point stood still, pixels; NaN behind the next camera."""
+    S, height, width = points.shape[:3]
+    pose, K = cameras.cam2world[1 : S + 1].to(points), cameras.intrinsics[1 : S + 1].to(points)
+    q = (points - pose[:, None, None, :3, 3]) @ pose[:, None, :3, :3]
+    uv = q[..., :2] / q[..., 2:].clamp_min(1e-9)
+    uv = uv * torch.stack([K[:, 0, 0], K[:, 1, 1]], -1)[:, None, None] + K[:, None, None, :2, 2]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    flow = uv - torch.stack([x, y], -1).to(points)
+    return torch.where(q[..., 2:] > 0, flow, torch.full_like(flow, torch.nan))
 
 
 def moved_pixels(

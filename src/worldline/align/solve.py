@@ -87,6 +87,7 @@ def solve(
         cameras=cameras, windows=windows, kept=start.kept, report={**start.notes, **notes}, observations=observations,
         rays=full_rays(cameras, size, priors), config=config, fusion=fusion, reference_weight=reference_weight(samples),
         dynamic_threshold=dynamic_threshold(samples, windows, cameras, config), window_frames=frames, state=state,
+        optical_flow=optical_flow,
     )  # fmt: skip
     alignment = metric_factor(alignment, priors)
     clock.done("scene", 4)
