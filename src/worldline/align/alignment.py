@@ -15,6 +15,7 @@ from worldline.align.config import AlignConfig
 from worldline.align.fuse import FrameFields, Fusion, fuse_frames, moved_pixels, rigid_flow
 from worldline.align.observation import Observation
 from worldline.align.state import State
+from worldline.align.synchronize import masked_quantile
 from worldline.geometry.pose import Similarity
 from worldline.scene import Cameras, Provenance, Scale, Scene4D, Video
 
@@ -199,12 +200,12 @@ class Alignment:
         return out
 
     def _against_flow(self, flow: Tensor) -> Tensor:
-        """Pixels whose optical flow differs from that of a resting point by 4 typical differences and 1/4 pixel."""
+        """Pixels whose optical flow differs from that of a resting point, by its noise and at least 1/4 pixel."""
         rigid = rigid_flow(self.points[:-1], self.cameras)
         gap = (rigid - flow.to(rigid)).norm(dim=-1)
         known = torch.isfinite(gap) & self.valid[:-1]
-        typical = float(gap[known].median()) if bool(known.any()) else 0.0
-        moving = known & (gap > max(4 * typical, 0.25))
+        level = float(masked_quantile(gap.flatten(), known.flatten(), 0.3))  # most pixels rest
+        moving = known & (gap > max(6 * level, 0.25))
         return torch.cat([moving, self._vacates(len(self.cameras) - 1, len(self.cameras) - 2)[None]])
 
     def _vacates(self, n: int, other: int) -> Tensor:
