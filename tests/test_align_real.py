@@ -116,3 +116,13 @@ def test_hidden_cameras_come_back(shared_data: Path, name: str, known: bool) -> 
     centre, turn = errors(alignment, s)
     assert centre < 0.5 and turn < 0.2, (centre, turn)
     assert abs(float(alignment.cameras.focal_px[0] / K[0, 0]) - 1) < 0.01
+
+
+@pytest.mark.parametrize("name", ["tartanair", "hololens"])
+def test_wrong_intrinsics_are_noticed(shared_data: Path, name: str) -> None:
+    s = {"tartanair": tartanair, "hololens": hololens}[name](shared_data)
+    T, wrong = len(s.depth), s.intrinsics.clone()
+    wrong[0, 0] *= 1.15
+    wrong[1, 1] *= 1.15
+    alignment = solve(observe(s, windows.plan(T, 8, 4), noise=0.01), T, s.size, Priors(intrinsics=wrong))
+    assert any("contradicts" in text for text in alignment.report["undetermined"])

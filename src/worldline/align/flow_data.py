@@ -100,7 +100,7 @@ def match_scene_flow(
     found: list[tuple[Tensor, ...]] = []
     for l in seen:
         near = [k for k in seen if k != l and any(n + 1 in seen[l] for n in seen[k])]
-        other = observations[l] if near else None
+        other = observations[l].to("cpu") if near else None
         for k in near:
             match = _match(samples, start, k, l, other, size, principal) if other is not None else None
             if match is not None:

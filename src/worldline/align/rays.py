@@ -36,9 +36,9 @@ class RayViews:
 def published_ray_cameras(observation: Observation) -> Float[Tensor, "t 4 4"]:
     """Centre by eq. 6, rotation by Procrustes against the window's first frame, as the published code does."""
     if observation.ray_cam2world is not None:
-        return observation.ray_cam2world.double()
+        return observation.ray_cam2world.cpu().double()
     assert observation.ray_direction is not None and observation.ray_moment is not None
-    return to_cameras_procrustes(observation.ray_direction.double(), observation.ray_moment.double())
+    return to_cameras_procrustes(observation.ray_direction.double(), observation.ray_moment.double()).cpu()
 
 
 def read_rays(
@@ -77,8 +77,8 @@ def _fit(o: Observation, principal: Tensor, focal_px: float) -> tuple[Tensor, Te
     rows, cols = o.ray_direction.shape[1:3]
     step = max(1, round((rows * cols / _RAYS) ** 0.5))
     cut = (slice(None), slice(step // 2, None, step), slice(step // 2, None, step))
-    d = torch.nn.functional.normalize(o.ray_direction[cut].double(), dim=-1).flatten(1, 2)
-    m = o.ray_moment[cut].double().flatten(1, 2)
+    d = torch.nn.functional.normalize(o.ray_direction[cut].cpu().double(), dim=-1).flatten(1, 2)
+    m = o.ray_moment[cut].cpu().double().flatten(1, 2)
     y, x = torch.meshgrid(torch.arange(rows)[cut[1]], torch.arange(cols)[cut[2]], indexing="ij")
     uv = torch.stack([x * (o.size[1] // cols), y * (o.size[0] // rows)], -1).flatten(0, 1).double()
     offset = uv - principal[:, None]
