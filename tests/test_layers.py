@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "worldline"
 LAYER = {
     "scene": 0,
-    **dict.fromkeys(("geometry", "diffusion", "io"), 1),
+    **dict.fromkeys(("geometry", "diffusion", "flow", "io"), 1),
     **dict.fromkeys(("windows", "align", "render", "data", "training"), 2),
     **dict.fromkeys(("systems", "evaluation"), 3),
     **dict.fromkeys(("api", "scale", "viewer"), 4),

@@ -11,10 +11,11 @@ import torch
 from worldline.align.config import KnownDistance, Priors
 from worldline.data.synthetic import render_clip
 from worldline.evaluation import trajectory
+from worldline.flow.dis import DisFlow, doubled
 from worldline.geometry.pointmap import scene_depth
 from worldline.io.store import PartialRun
 from worldline.scene import Scene4D, Video
-from worldline.systems.parallax.flow import DisFlow, FlowConfig, choose_gaps, compute_flows, doubled
+from worldline.systems.parallax.flow import FlowConfig, choose_gaps, compute_flows
 from worldline.systems.parallax.infer import ParallaxConfig, infer
 
 WHOLE = ParallaxConfig(pixels=None)

@@ -1,6 +1,6 @@
 """Dense optical flow at several frame gaps, both ways, with a forward-backward check (spec 1.1).
 
-`Flow` is the whole interface, so that a learned flow can replace DIS without touching anything else.
+`worldline.flow.dis.Flow` is the whole interface, so that a learned flow can replace DIS without touching anything else.
 """
 
 from __future__ import annotations
@@ -9,22 +9,12 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import local
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from worldline.flow.dis import Flow, doubled
 from worldline.scene import Progress, no_progress
 from worldline.systems.parallax.representation import Arena, FlowPairs, encode_flow, forward_backward_weight
-
-
-@runtime_checkable
-class Flow(Protocol):
-    """Dense flow between two grey frames; must be callable from several threads at once."""
-
-    def __call__(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Flow [H, W, 2] float32 in pixels from `source` to `target`, both [H, W] uint8."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,30 +42,6 @@ class FlowConfig:
     memory_bytes: int = 1 << 30
 
 
-class DisFlow:
-    """OpenCV's dense inverse search (Kroeger et al., ECCV 2016), preset MEDIUM, down to the finest scale."""
-
-    def __init__(self, patch_stride: int = 4) -> None:
-        self._stride = patch_stride
-        self._thread = local()  # a DIS object keeps buffers: one per thread
-
-    def __call__(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Flow [H, W, 2] float32 in pixels from `source` to `target`, both [H, W] uint8."""
-        if not hasattr(self._thread, "dis"):
-            self._thread.dis = self._create()
-        return self._thread.dis.calc(np.ascontiguousarray(source), np.ascontiguousarray(target), None)
-
-    def _create(self) -> Any:
-        import cv2
-
-        dis = cv2.DISOpticalFlow_create(  # type: ignore[attr-defined]
-            cv2.DISOPTICAL_FLOW_PRESET_MEDIUM
-        )
-        dis.setFinestScale(0)
-        dis.setPatchStride(self._stride)
-        return dis
-
-
 def workers() -> int:
     """Threads worth starting on this machine."""
     return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
@@ -94,18 +60,6 @@ def choose_gaps(gray: Sequence[np.ndarray], flow: Flow, config: FlowConfig) -> t
             break
         gaps.append(further)
     return tuple(gaps)
-
-
-def doubled(flow: Flow) -> Flow:
-    """The same flow computed at twice the resolution."""
-    import cv2
-
-    def larger(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        size = (source.shape[1], source.shape[0])
-        images = [cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC) for image in (source, target)]
-        return cv2.resize(flow(*images), size, interpolation=cv2.INTER_AREA) / 2
-
-    return larger
 
 
 def compute_flows(

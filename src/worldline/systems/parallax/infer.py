@@ -13,11 +13,12 @@ from torch import Tensor
 
 from worldline.align.config import Priors
 from worldline.align.flow_adjust import FlowState, Matches
+from worldline.flow.dis import DisFlow, Flow
 from worldline.scene import Progress, Scene4D, Video, no_progress
 from worldline.systems.parallax.assemble import Clock, assemble, to_world
 from worldline.systems.parallax.cameras import CameraConfig, Clip, solve_cameras
 from worldline.systems.parallax.dense import DenseConfig, DenseDepth, dense_depth
-from worldline.systems.parallax.flow import DisFlow, Flow, FlowConfig, compute_flows
+from worldline.systems.parallax.flow import FlowConfig, compute_flows
 from worldline.systems.parallax.known import (
     Known,
     grid_prior,

@@ -1,0 +1,53 @@
+"""Weight-free dense flow: OpenCV's dense inverse search; `Flow` is the interface that any flow method has."""
+
+from __future__ import annotations
+
+from threading import local
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+
+@runtime_checkable
+class Flow(Protocol):
+    """Dense flow between two grey frames; must be callable from several threads at once."""
+
+    def __call__(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Flow [H, W, 2] float32 in pixels from `source` to `target`, both [H, W] uint8."""
+        ...
+
+
+class DisFlow:
+    """OpenCV's dense inverse search (Kroeger et al., ECCV 2016), preset MEDIUM, down to the finest scale."""
+
+    def __init__(self, patch_stride: int = 4) -> None:
+        self._stride = patch_stride
+        self._thread = local()  # a DIS object keeps buffers: one per thread
+
+    def __call__(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Flow [H, W, 2] float32 in pixels from `source` to `target`, both [H, W] uint8."""
+        if not hasattr(self._thread, "dis"):
+            self._thread.dis = self._create()
+        return self._thread.dis.calc(np.ascontiguousarray(source), np.ascontiguousarray(target), None)
+
+    def _create(self) -> Any:
+        import cv2
+
+        dis = cv2.DISOpticalFlow_create(  # type: ignore[attr-defined]
+            cv2.DISOPTICAL_FLOW_PRESET_MEDIUM
+        )
+        dis.setFinestScale(0)
+        dis.setPatchStride(self._stride)
+        return dis
+
+
+def doubled(flow: Flow) -> Flow:
+    """The same flow computed at twice the resolution."""
+    import cv2
+
+    def larger(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        size = (source.shape[1], source.shape[0])
+        images = [cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC) for image in (source, target)]
+        return cv2.resize(flow(*images), size, interpolation=cv2.INTER_AREA) / 2
+
+    return larger
