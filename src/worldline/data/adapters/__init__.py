@@ -1,22 +1,61 @@
-"""One small file per dataset: its layout and encodings to Scene4D clips."""
+"""One small file per dataset: its layout and encodings to Scene4D clips. The convention is in `data/clips.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
+from worldline.data.clips import Sequence
 from worldline.scene import Scene4D
 
-DATASETS = ("deepdeform", "flyingthings", "hololens", "kitti_odometry", "slambook", "tartanair", "tum")
+ADAPTERS = {
+    "deepdeform": "deepdeform",
+    "flyingthings": "flyingthings",
+    "hololens": "hololens",
+    "kitti_odometry": "kitti_odometry",
+    "slambook": "slambook",
+    "tartanair": "tartanair",
+    "tum": "tum",
+}
+"""Name of a dataset -> its module here; imported when it is asked for."""
+
+DATASETS = tuple(ADAPTERS)
 
 
-def convert(dataset: str, root: Path | str) -> Iterator[Scene4D]:
-    """Scenes of a data set's folder, one after the other.
+def adapter(dataset: str) -> ModuleType:
+    """The module of a dataset.
 
     Raises:
         ValueError: the data set is not known.
     """
-    if dataset not in DATASETS:
-        raise ValueError(f"Unknown data set {dataset!r}; choose one of {', '.join(DATASETS)}.")
-    yield from import_module(f"worldline.data.adapters.{dataset}").convert(Path(root))
+    if dataset not in ADAPTERS:
+        raise ValueError(f"Unknown data set {dataset!r}; choose one of {', '.join(ADAPTERS)}.")
+    return import_module(f"worldline.data.adapters.{ADAPTERS[dataset]}")
+
+
+def convert(dataset: str, root: Path | str) -> Iterator[Scene4D]:
+    """Scenes of a data set's folder, one after the other, each whole.
+
+    Raises:
+        ValueError: the data set is not known.
+    """
+    yield from adapter(dataset).convert(Path(root))
+
+
+def sequences(dataset: str, root: Path | str) -> list[Sequence] | None:
+    """What there is to convert, without reading it; None for an adapter that can only convert one after the other.
+
+    Raises:
+        ValueError: the data set is not known, or two sequences have one name.
+        FileNotFoundError: the folder does not hold it.
+    """
+    module = adapter(dataset)
+    if not hasattr(module, "sequences"):
+        return None
+    found = list(module.sequences(Path(root)))
+    names = [sequence.name for sequence in found]
+    if len(set(names)) != len(names):
+        raise ValueError(f"Two sequences of {dataset} have one name in {root}; its adapter is wrong.")
+    return found
