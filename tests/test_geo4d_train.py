@@ -16,6 +16,7 @@ from worldline.systems.geo4d.config import MODALITIES, Geo4DConfig, UNetConfig, 
 from worldline.systems.geo4d.networks import build
 from worldline.systems.geo4d.train import mixture, run, to_clips
 from worldline.systems.geo4d.vae import laplace_nll, sigma_of
+from worldline.training import stages
 
 VAE = VaeConfig(channels=(8, 8), blocks=1, latent_channels=2, scaling_factor=0.5, norm_groups=4)
 SMALL = Geo4DConfig(
@@ -176,7 +177,7 @@ def test_modalities_join_step_by_step():
             assert all(side % multiple == 0 for size in stage.clips.sizes for side in size)
     assert recipes.paper().networks.with_modalities(("points",)).unet.in_channels == 8
     steps = [stage.train.steps for stage in recipes.mini().stages]
-    assert [stage.train.steps for stage in recipes.scaled(recipes.mini(), 0.5).stages] == [round(s / 2) for s in steps]
+    assert [stage.train.steps for stage in stages.scaled(recipes.mini(), 0.5).stages] == [round(s / 2) for s in steps]
 
 
 def test_every_size_meets_every_stride():

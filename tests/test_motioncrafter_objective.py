@@ -28,6 +28,7 @@ from worldline.systems.motioncrafter.objective import (
     train_only,
 )
 from worldline.systems.motioncrafter.sampling import euler_scheduler
+from worldline.training import stages
 from worldline.training.clips import clip_flow, frame_choice
 from worldline.training.config import TrainConfig
 
@@ -374,5 +375,5 @@ def test_paper_recipe_is_the_published_schedule():
 
 
 def test_a_shorter_recipe_keeps_its_shape():
-    recipe = recipes.scaled(recipes.mini(), 0.1)
+    recipe = stages.scaled(recipes.mini(), 0.1)
     assert [s.train.steps for s in recipe.stages] == [round(0.1 * s.train.steps) for s in recipes.mini().stages]

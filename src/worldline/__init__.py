@@ -22,13 +22,14 @@ _HOME = {
     "reconstruct": "api",
     "save": "api",
     "systems": "api",
+    "train": "api",
     "view": "api",
 }
 
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from worldline.api import evaluate, load, load_video, reconstruct, save, systems, view  # noqa: F401
+    from worldline.api import evaluate, load, load_video, reconstruct, save, systems, train, view  # noqa: F401
     from worldline.scene import Cameras, Provenance, Scene4D, Tracks4D, Video  # noqa: F401
 
 

@@ -14,6 +14,7 @@ import torch
 
 from worldline.align.config import Priors
 from worldline.geometry import camera as camera_geometry
+from worldline.io.ledger import sha256
 from worldline.io.store import PartialRun
 from worldline.io.store import load as load
 from worldline.io.store import save as save
@@ -25,6 +26,7 @@ from worldline.systems.system import Loading, Options
 
 if TYPE_CHECKING:
     from worldline.evaluation.report import Report
+    from worldline.training.stages import Recipe, Source
     from worldline.viewer.studio import Studio
 
 AUTO = "auto"
@@ -134,6 +136,79 @@ def prior_and_parallax(clip: Video, loading: Loading, options: Options) -> Scene
         weights_sha256=network.provenance.weights_sha256,
     )
     return replace(scene, provenance=made_by)
+
+
+def train(
+    name: str,
+    out: str | Path,
+    *,
+    recipe: Recipe | None = None,
+    source: Source | None = None,
+    prior: str | Path | None = None,
+    seed: int | None = None,
+    fraction: float = 1.0,
+    minutes: float | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    progress: Progress = no_progress,
+    **options: Any,
+) -> Path | None:
+    """Train a system into a folder; returns the file of its weights, or None if `minutes` were over before the end.
+
+    Args:
+        name: "motioncrafter-mini", ...; an unknown name is answered with the list.
+        out: folder of checkpoints, loss curves and the weights.
+        recipe: a recipe of your own for that system, in place of the named one; seed and options are then its own.
+        source: (stage, model, device) -> batches by index; default: synthetic scenes.
+        prior: file of weights to begin with (safetensors, by the model's names); the rest begins random.
+        seed: of everything random: weights, scenes, noise; default the recipe's own.
+        fraction: part of the recipe's steps to do; 0.01 is a trial.
+        minutes: wall time of this call; the next one with `resume` goes on where this one stopped, bit for bit.
+        resume: continue what is in the folder.
+        device: "auto" (CUDA, else CPU), "cpu" or "cuda".
+        progress: receives (stage, steps done, steps in all).
+        **options: keywords of the named recipe.
+
+    Raises:
+        ValueError: unknown names or options, or a folder that is not empty without `resume`, or of another run.
+        FileNotFoundError: there is no such prior.
+    """
+    from worldline.systems.trainable import trainable
+    from worldline.training.stages import read_prior, scaled
+
+    # 1. What is trained.
+    training, out = trainable(name), Path(out)
+    if not resume and out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty; resume it (--resume), or choose another folder (--out).")
+    chosen = options if seed is None else {"seed": seed, **options}
+    plan = training.recipe_of(chosen) if recipe is None else recipe
+    if fraction != 1.0:
+        plan = scaled(plan, fraction)
+    where = choose_device(device if device != "auto" or torch.cuda.is_available() else "cpu")
+    start = None if prior is None else read_prior(Path(prior))
+    # 2. Train it, or go on.
+    trained = training.run(plan, out, source=source, prior=start, minutes=minutes, device=str(where), progress=progress)
+    if not trained.finished:
+        return None
+    # 3. Write what inference needs, and how it came about.
+    about = _training_card(name, plan, options, fraction, None if prior is None else Path(prior))
+    return training.export(trained.model, out / training.file, {**about, **training.card})
+
+
+def _training_card(
+    name: str, plan: Recipe, options: Mapping[str, Any], fraction: float, prior: Path | None
+) -> dict[str, Any]:
+    """What is known about freshly trained weights: recipe, seed, command, prior, stages, licence."""
+    words = ["worldline", "train", name, "--seed", str(plan.seed), "--fraction", f"{fraction:g}"]
+    for key, value in options.items():
+        flag = f"--{key.replace('_', '-')}"
+        words += [flag] * value if isinstance(value, bool) else [flag, str(value)]
+    known: dict[str, Any] = {"recipe": plan.name, "seed": plan.seed}
+    if prior is not None:
+        words += ["--prior", str(prior)]
+        known["prior"] = {"file": prior.name, "sha256": sha256(prior)}
+    stages = [stage.train.to_json() for stage in plan.stages]
+    return {**known, "command": " ".join(words), "stages": stages, "license": "Apache-2.0"}
 
 
 def evaluate(prediction: Scene4D, truth: Scene4D, protocol: str = "worldline-v1") -> Report:

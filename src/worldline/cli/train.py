@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
-from worldline.cli import train_geo4d
 from worldline.cli.console import note, progress_bar, result, result_json
-from worldline.cli.train_geo4d import TrainGeo4DMini
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainMotionCrafterMini:
-    """Train the embedded MotionCrafter from nothing on synthetic scenes; call again with --resume to go on."""
+class Common:
+    """What every training can be told."""
 
-    out: Path = Path("runs/motioncrafter-mini")
-    """Folder for checkpoints, loss curves and the finished mini.safetensors."""
     minutes: float | None = None
     """Stop after this time, with a checkpoint; by default run to the end."""
     resume: bool = False
     """Continue what is in the folder."""
-    seed: int = 7
-    """Of everything random: weights, scenes, noise."""
+    prior: Path | None = None
+    """Weights to begin with (.safetensors, by the names of the model); what they lack begins random."""
     fraction: float = 1.0
     """Part of the recipe's steps to do; 0.01 is a trial."""
     threads: int | None = None
@@ -32,44 +29,59 @@ class TrainMotionCrafterMini:
     """Answer as JSON, draw no bars."""
 
 
-arguments = {"motioncrafter-mini": TrainMotionCrafterMini, "geo4d-mini": TrainGeo4DMini}
+@dataclass(frozen=True, kw_only=True)
+class MotionCrafterMini(Common):
+    """Train the embedded MotionCrafter from nothing on synthetic scenes; call again with --resume to go on."""
+
+    out: Path = Path("runs/motioncrafter-mini")
+    """Folder for checkpoints, loss curves and the finished mini.safetensors."""
+    seed: int = 7
+    """Of everything random: weights, scenes, noise."""
 
 
-def run(args: TrainMotionCrafterMini | TrainGeo4DMini) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Geo4DMini(Common):
+    """Train the embedded Geo4D from nothing on synthetic scenes; call again with --resume to go on."""
+
+    out: Path = Path("runs/geo4d-mini")
+    """Folder for checkpoints, loss curves and the finished mini.safetensors."""
+    seed: int = 11
+    """Of everything random: weights, scenes, noise."""
+    embedded: bool = False
+    """The short schedule, 20 minutes of one core, instead of the full one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoRe4DMini(Common):
+    """Train the embedded-size MoRe4D from nothing on synthetic scenes; call again with --resume to go on."""
+
+    out: Path = Path("runs/more4d-mini")
+    """Folder for checkpoints, loss curves and the finished mini.safetensors."""
+    seed: int = 11
+    """Of everything random: weights, scenes, noise."""
+
+
+arguments = {"motioncrafter-mini": MotionCrafterMini, "geo4d-mini": Geo4DMini, "more4d-mini": MoRe4DMini}
+
+
+def run(args: Any) -> int:
     """Train, then export when every stage is done."""
-    if isinstance(args, TrainGeo4DMini):
-        return train_geo4d.run(args)
     import torch
 
-    from worldline.systems.motioncrafter import recipes
-    from worldline.systems.motioncrafter.train import export
-    from worldline.systems.motioncrafter.train import run as train
+    from worldline import api
 
-    if not args.resume and args.out.exists() and any(args.out.iterdir()):
-        raise ValueError(f"{args.out} is not empty; add --resume to continue it, or choose another --out.")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    device = args.device if args.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = recipes.mini(seed=args.seed)
-    if args.fraction != 1.0:
-        recipe = recipes.scaled(recipe, args.fraction)
+    name = next(name for name, kind in arguments.items() if type(args) is kind)
+    chosen = {entry.name: getattr(args, entry.name) for entry in fields(args)}
+    own = {key: value for key, value in chosen.items() if key not in ("json", "threads")}
     with progress_bar(quiet=args.json) as progress:
-        trained = train(recipe, args.out, minutes=args.minutes, device=device, progress=progress)
-    answer = {"finished": trained.finished, "out": str(args.out)}
-    if trained.finished:
-        card = {
-            "recipe": recipe.name,
-            "seed": recipe.seed,
-            "command": f"worldline train motioncrafter-mini --seed {args.seed} --fraction {args.fraction:g}",
-            "stages": [stage.train.to_json() for stage in recipe.stages],
-            "unreliable": ["scene_flow"],
-            "license": "Apache-2.0",
-        }
-        answer["weights"] = str(export(trained.model, args.out / "mini.safetensors", card))
-    else:
+        weights = api.train(name, progress=progress, **own)
+    if weights is None:
         note("worldline: not finished; the same command with --resume continues.")
     if args.json:
-        result_json(answer)
-    elif trained.finished:
-        result(f"trained: {answer['weights']}")
+        answer = {"finished": weights is not None, "out": str(args.out)}
+        result_json(answer if weights is None else {**answer, "weights": str(weights)})
+    elif weights is not None:
+        result(f"trained: {weights}")
     return 0

@@ -59,6 +59,21 @@ def load(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
     return tensors, json.loads((checkpoint / "info.json").read_text())
 
 
+def check_run(checkpoint: Path, config: dict) -> None:
+    """Refuse a checkpoint of a run with other settings.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    found = json.loads((checkpoint / "info.json").read_text())["config"]
+    if found != config:
+        changed = sorted(key for key in {**found, **config} if found.get(key) != config.get(key))
+        raise ValueError(
+            f"{checkpoint} belongs to a run with other settings ({', '.join(changed)}); "
+            "choose another output folder, or start again without --resume."
+        )
+
+
 def _complete(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
 

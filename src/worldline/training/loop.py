@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from worldline.io.atomic import atomic_file
 from worldline.scene import Progress, no_progress
 from worldline.training import checkpoint
 from worldline.training.config import TrainConfig
@@ -201,13 +202,8 @@ class _Run:
         newest = checkpoint.latest(self._checkpoints())
         if newest is None:
             return 0
+        checkpoint.check_run(newest, self.config.to_json())
         tensors, info = checkpoint.load(newest)
-        if info["config"] != self.config.to_json():
-            changed = sorted(k for k, v in self.config.to_json().items() if info["config"].get(k) != v)
-            raise ValueError(
-                f"{newest} belongs to a run with other settings ({', '.join(changed)}); "
-                "choose another output folder, or start again without --resume."
-            )
         groups: dict[str, dict[str, Tensor]] = {"parameter": {}, "average": {}, "optimizer": {}}
         for path, value in tensors.items():
             kind, name = path.split("/", 1)
@@ -225,7 +221,8 @@ class _Run:
         path = self.folder / f"{self.config.name}.safetensors"
         values = self.parameters if self.ema is None else self.ema.average
         if self.accelerator.is_main_process:
-            save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, path)
+            with atomic_file(path) as draft:  # a torn file would pass for a finished stage
+                save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, draft)
         return path
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from worldline.io import tensors
 from worldline.io.ledger import sha256
 from worldline.systems.geo4d.config import Geo4DConfig
 from worldline.systems.geo4d.networks import Geo4D, build
+from worldline.training import export as exporting
 
 PARTS = ("unet", "vae", "point_vae")
 FORMAT = "worldline-geo4d-1"
@@ -99,19 +100,10 @@ def load_file(path: Path, *, dtype: torch.dtype = torch.float32) -> Loaded:
 
 
 def export(model: Geo4D, path: Path, card: Mapping[str, Any]) -> Path:
-    """Write the weights inference needs as fp16 safetensors, and beside them a JSON of how they came about.
-
-    The JSON holds `config` (the networks), `sha256` of the weights, and everything in `card`.
-    """
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the weights inference needs as fp16 safetensors, and beside them a JSON (see `training.export`)."""
     wanted = shapes(build(model.config, meta=True, encoders=False))
-    save_file({k: v.detach().cpu().half().contiguous() for k, v in model.state_dict().items() if k in wanted}, path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    about = {"config": model.config.to_dict(), "sha256": digest, **card}
-    path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
-    return path
+    weights = {name: value for name, value in model.state_dict().items() if name in wanted}
+    return exporting.export(weights, path, model.config.to_dict(), card)
 
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

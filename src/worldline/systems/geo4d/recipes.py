@@ -12,6 +12,7 @@ from typing import Any
 
 from worldline.systems.geo4d.config import MODALITIES, Geo4DConfig, Modality, mini_config
 from worldline.systems.geo4d.objective import AutoencoderObjective, DenoisingObjective, PointDecoderObjective
+from worldline.training import stages
 from worldline.training.clips import frame_choice
 from worldline.training.config import TrainConfig
 
@@ -73,24 +74,8 @@ class Stage:
     measure_latents: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A full run: networks (with all modalities) and stages."""
-
-    name: str
-    networks: Geo4DConfig
-    stages: tuple[Stage, ...]
-    seed: int
-
-
-def scaled(recipe: Recipe, fraction: float) -> Recipe:
-    """The same recipe with every stage's steps, warm-up included, multiplied by a fraction."""
-
-    def shorter(stage: Stage) -> Stage:
-        steps, warmup = (max(1, round(fraction * count)) for count in (stage.train.steps, stage.train.warmup_steps))
-        return replace(stage, train=replace(stage.train, steps=steps, warmup_steps=warmup))
-
-    return replace(recipe, stages=tuple(shorter(stage) for stage in recipe.stages))
+Recipe = stages.Recipe[Geo4DConfig, Stage]
+"""Its networks have all modalities."""
 
 
 POINT_DECODER_WEIGHTS = {"points_nll": 1.0, "points_mark": 1.0}
@@ -104,13 +89,16 @@ EMBEDDED_STEPS = {"autoencoder": 260, "point-decoder": 25, "points": 60, "points
 """What the weights in the package began with: 20 minutes on a third of a core, the last stage stopped at step 55."""
 
 
-def mini(*, seed: int = 11, steps: Mapping[str, int] = MINI_STEPS) -> Recipe:
-    """The embedded system: everything from random weights on synthetic scenes.
+def mini(*, seed: int = 11, embedded: bool = False, steps: Mapping[str, int] | None = None) -> Recipe:
+    """The small system: everything from random weights on synthetic scenes; steps are `MINI_STEPS` by default.
+
+    `embedded` takes the short schedule, `EMBEDDED_STEPS`, instead.
 
     Different from the paper because there is no image or video prior here: an autoencoder of the four kinds of pictures
     is trained first, the video's encoder with the U-Net; most clips are shown pure noise, as the sampler takes a single
     step; decoded maps count beside latents, and the decoders go on learning from them.
     """
+    steps = steps or (EMBEDDED_STEPS if embedded else MINI_STEPS)
     one = ClipConfig(sizes=((48, 64),), views=((8, 1), (8, 2)))
     many = replace(one, sizes=((48, 64), (48, 64), (64, 48), (32, 96)))
     maps = {"points": 0.5, "points_relative": 0.5, "points_mark": 0.5, "disparity": 1.0, "kl": 1e-5}
@@ -226,10 +214,10 @@ def paper(*, seed: int = 23) -> Recipe:
         modalities=POINTS,
         points_from_vae=True,
     )
-    stages = (
+    schedule = (
         first,
         denoising("points", 20_000, one, POINTS),
         denoising("points-sizes", 20_000, many, POINTS),
         denoising("all", 40_000, many, MODALITIES),
     )
-    return Recipe(name="geo4d-paper", networks=Geo4DConfig(fps=None), stages=stages, seed=seed)
+    return Recipe(name="geo4d-paper", networks=Geo4DConfig(fps=None), stages=schedule, seed=seed)

@@ -1,30 +1,24 @@
-"""Runs a recipe: stage after stage, in chunks of limited time."""
+"""What Geo4D adds to `training.stages`: how modalities join, and clips, synthetic or mixed from several sources."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from worldline.geometry import pointmap
-from worldline.scene import Progress, no_progress
 from worldline.systems.geo4d import representation as rep
 from worldline.systems.geo4d.networks import Geo4D, build, widened
 from worldline.systems.geo4d.objective import Clips, target_latents
 from worldline.systems.geo4d.recipes import Recipe, Stage
+from worldline.training import stages
 from worldline.training.config import scene_seeds
-from worldline.training.loop import Batches, train
+from worldline.training.loop import Batches
 
-Source = Callable[[Stage, Geo4D, str], Batches]
-"""(stage, model, device) -> batches of `Clips` by index."""
-
-MEASURED_BATCHES = 4
-"""Batches from which the scale of the latents is measured."""
+Source = stages.Source[Stage, Geo4D]
 
 SCENE_FPS = 24.0
 """Frame rate of synthetic scenes."""
@@ -35,86 +29,20 @@ FEWEST_VALID = 0.02
 """Clips with less than this share of valid pixels teach nothing about geometry."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """Where a run stands: the model so far, and whether every stage is finished."""
-
-    model: Geo4D
-    finished: bool
+def _networks(recipe: Recipe) -> Geo4D:
+    """The networks of the first stage's modalities."""
+    return build(recipe.networks.with_modalities(recipe.stages[0].modalities))
 
 
-def run(
-    recipe: Recipe,
-    folder: Path,
-    *,
-    source: Source | None = None,
-    prior: Mapping[str, torch.Tensor] | None = None,
-    resume: bool = True,
-    minutes: float | None = None,
-    device: str = "cpu",
-    progress: Progress = no_progress,
-) -> Trained:
-    """Train a recipe into a folder; call again to continue after `minutes` or a kill.
-
-    Args:
-        recipe: networks and stages.
-        folder: checkpoints, weights and loss curves of the stages.
-        source: where clips come from; None renders synthetic scenes.
-        prior: weights to begin with, by the model's own names and in the shapes of the first stage; what it lacks
-            begins random.
-        resume: use finished stages and checkpoints found in the folder.
-        minutes: wall time of this call.
-        device: where to train, as for `training.loop.train`.
-        progress: told stage, steps done, steps in all.
-
-    Raises:
-        ValueError: a checkpoint in the folder is of other settings, or the prior has an unknown name.
-    """
-    started = time.monotonic()
-    source = source or synthetic
-    torch.manual_seed(recipe.seed)
-    model = build(recipe.networks.with_modalities(recipe.stages[0].modalities)).to(device)
-    _load(model, prior or {})
-    for stage in recipe.stages:
-        torch.manual_seed(recipe.seed)  # new parts begin the same at every resume
-        model = _begin(model, stage, source, device)
-        done = folder / f"{stage.train.name}.safetensors"
-        if not (resume and done.exists()):
-            left = None if minutes is None else minutes - (time.monotonic() - started) / 60
-            if left is not None and left <= 0:
-                return Trained(model=model, finished=False)
-            outcome = train(
-                model,
-                stage.objective,
-                source(stage, model, device),
-                stage.train,
-                folder,
-                resume=resume,
-                minutes=left,
-                device=device,
-                progress=progress,
-            )
-            if not outcome.finished:
-                return Trained(model=model, finished=False)
-        _load(model, load_file(done))
-    model.requires_grad_(False)
-    return Trained(model=model.eval(), finished=True)
-
-
-def _begin(model: Geo4D, stage: Stage, source: Source, device: str) -> Geo4D:
-    """Bring the model into the state in which a stage starts; the same at every resume."""
+def _begin(model: Geo4D, stage: Stage, start: stages.Start) -> Geo4D:
     if stage.modalities != model.config.modalities:
         narrower = not set(model.config.modalities) <= set(stage.modalities)
         model = _anew(model, stage) if narrower else widened(model, stage.modalities)
     if stage.points_from_vae:
         model.start_points_from_vae()
     if stage.measure_latents:
-        model.config = _with_scale(model.config, 1.0)
-        batches = source(stage, model, device)
-        latents = torch.cat(
-            [target_latents(model, batches(index).pictures).flatten() for index in range(MEASURED_BATCHES)]
-        )
-        model.config = _with_scale(model.config, round(1 / float(latents.std()), 5))
+        factor = start.measured("scaling_factor", lambda: _latent_scale(model, start))
+        model.config = _with_scale(model.config, factor)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(stage.trainable))
     model.train()
@@ -122,21 +50,24 @@ def _begin(model: Geo4D, stage: Stage, source: Source, device: str) -> Geo4D:
     return model
 
 
+def _latent_scale(model: Geo4D, start: stages.Start) -> float:
+    """What latents are multiplied by to have unit variance."""
+    model.config = _with_scale(model.config, 1.0)
+    batches = start.batches(model)
+    latents = [target_latents(model, batches(index).pictures).flatten() for index in range(stages.MEASURED_BATCHES)]
+    return round(1 / float(torch.cat(latents).std()), 5)
+
+
 def _anew(model: Geo4D, stage: Stage) -> Geo4D:
     """A new U-Net for fewer modalities beside the autoencoders (they were trained on all, the U-Net not yet)."""
     fresh = build(model.config.with_modalities(stage.modalities)).to(next(model.parameters()).device)
-    _load(fresh, {name: value for name, value in model.state_dict().items() if not name.startswith("unet.")})
+    kept = {name: value for name, value in model.state_dict().items() if not name.startswith("unet.")}
+    stages.load_weights(fresh, kept)
     return fresh
 
 
 def _with_scale(config: Any, scale: float) -> Any:
     return replace(config, vae=replace(config.vae, scaling_factor=scale))
-
-
-def _load(model: Geo4D, weights: Mapping[str, torch.Tensor]) -> None:
-    unknown = model.load_state_dict(dict(weights), strict=False).unexpected_keys
-    if unknown:
-        raise ValueError(f"The model has no parameter {unknown[0]} ({len(unknown)} unknown names in all).")
 
 
 def synthetic(stage: Stage, model: Geo4D, device: str) -> Batches:
@@ -205,3 +136,9 @@ def mixture(sources: Mapping[str, Source], ratios: Mapping[str, float]) -> Sourc
         return batch
 
     return mixed
+
+
+METHOD = stages.Method(build=_networks, begin=_begin, source=synthetic)
+
+run = partial(stages.run, METHOD)
+"""`stages.run` of Geo4D's recipes."""

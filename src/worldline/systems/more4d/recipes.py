@@ -21,6 +21,7 @@ from worldline.systems.more4d.objective import (
     VaeObjective,
     train_only,
 )
+from worldline.training import stages
 from worldline.training.config import TrainConfig
 
 PRIOR = ("generator.omnimae_extractor.",)
@@ -82,14 +83,7 @@ def trained(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A full run: networks and stages."""
-
-    name: str
-    networks: MoRe4DConfig
-    stages: tuple[Stage, ...]
-    seed: int
+Recipe = stages.Recipe[MoRe4DConfig, Stage]
 
 
 def mini(*, seed: int = 11, networks: MoRe4DConfig | None = None) -> Recipe:

@@ -17,6 +17,7 @@ from worldline.systems.motioncrafter.objective import (
     MotionVaeObjective,
     UNetObjective,
 )
+from worldline.training import stages
 from worldline.training.clips import frame_choice
 from worldline.training.config import TrainConfig
 
@@ -83,24 +84,7 @@ class Stage:
     measure_latents: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A full run: networks and stages."""
-
-    name: str
-    networks: MotionCrafterConfig
-    stages: tuple[Stage, ...]
-    seed: int
-
-
-def scaled(recipe: Recipe, fraction: float) -> Recipe:
-    """The same recipe with every stage's steps, warm-up included, multiplied by a fraction."""
-
-    def shorter(stage: Stage) -> Stage:
-        steps, warmup = (max(1, round(fraction * count)) for count in (stage.train.steps, stage.train.warmup_steps))
-        return replace(stage, train=replace(stage.train, steps=steps, warmup_steps=warmup))
-
-    return replace(recipe, stages=tuple(shorter(stage) for stage in recipe.stages))
+Recipe = stages.Recipe[MotionCrafterConfig, Stage]
 
 
 def _geometry_weights() -> Mapping[str, float]:
@@ -240,5 +224,7 @@ def paper(*, paradigm: Paradigm = "deterministic", strategy: VaeStrategy = "all"
         objective=UNetObjective(grids=(), chunk=8, condition_dropout=0.1 if paradigm == "denoising" else 0.0),
         clips=ClipConfig(size=(320, 640), views=((25, 1),)),
     )
-    stages = (second, third) if strategy == "original" else (first, second, third)
-    return Recipe(name="motioncrafter-paper", networks=MotionCrafterConfig(paradigm=paradigm), stages=stages, seed=seed)
+    schedule = (second, third) if strategy == "original" else (first, second, third)
+    return Recipe(
+        name="motioncrafter-paper", networks=MotionCrafterConfig(paradigm=paradigm), stages=schedule, seed=seed
+    )

@@ -1,0 +1,76 @@
+"""What can be trained by name: the recipe, who runs it, and how the result is written."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from worldline.training.stages import Recipe, Trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainable:
+    """One training that has a name.
+
+    Attributes:
+        recipe: (seed=, ...) -> recipe; its other keywords are the training's options.
+        run: `training.stages.run` with the system's method.
+        export: (model, path, card) -> path; writes the finished weights.
+        file: what the finished weights are called.
+        card: what is said about the weights beside what `api.train` knows.
+    """
+
+    recipe: Callable[..., Recipe]
+    run: Callable[..., Trained]
+    export: Callable[[Any, Path, Mapping[str, Any]], Path]
+    file: str = "mini.safetensors"
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def recipe_of(self, options: Mapping[str, Any]) -> Recipe:
+        """The recipe with some options changed.
+
+        Raises:
+            ValueError: an option it does not have.
+        """
+        known = inspect.signature(self.recipe).parameters
+        for name in options:
+            if name not in known:
+                raise ValueError(f"This training has no option '{name}'; it has: {', '.join(known)}.")
+        return self.recipe(**options)
+
+
+def _motioncrafter_mini() -> Trainable:
+    from worldline.systems.motioncrafter import recipes, train
+
+    unproven = {"unreliable": ["scene_flow"]}  # until `benchmarks/motioncrafter_mini.py --write` has measured it
+    return Trainable(recipe=recipes.mini, run=train.run, export=train.export, card=unproven)
+
+
+def _geo4d_mini() -> Trainable:
+    from worldline.systems.geo4d import pretrained, recipes, train
+
+    return Trainable(recipe=recipes.mini, run=train.run, export=pretrained.export)
+
+
+def _more4d_mini() -> Trainable:
+    from worldline.systems.more4d import pretrained, recipes, train
+
+    return Trainable(recipe=recipes.mini, run=train.run, export=pretrained.export)
+
+
+TRAININGS: Mapping[str, Callable[[], Trainable]] = {
+    "motioncrafter-mini": _motioncrafter_mini,
+    "geo4d-mini": _geo4d_mini,
+    "more4d-mini": _more4d_mini,
+}
+"""Names and how to look them up; looking up imports the system's networks."""
+
+
+def trainable(name: str) -> Trainable:
+    """The training of a name; ValueError names the known ones."""
+    if name not in TRAININGS:
+        raise ValueError(f"There is no training '{name}'; choose one of: {', '.join(TRAININGS)}.")
+    return TRAININGS[name]()
