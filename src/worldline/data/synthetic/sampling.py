@@ -5,12 +5,13 @@ The description does not depend on the device or on the other scenes of a batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from worldline.data.synthetic import clutter, layouts, movers
-from worldline.data.synthetic.bodies import Body
+from worldline.data.synthetic.bodies import Body, Part
 from worldline.data.synthetic.cameras import CameraPath, camera_path
 from worldline.data.synthetic.captions import caption
 from worldline.data.synthetic.categories import CATEGORIES, Category, draw
@@ -86,6 +87,17 @@ def sample_scene(seed: int, *, frames: int | None = None, category: str | None =
         lighting=sample_lighting(rng, stage.kind, stage.centre, stage.half),
         caption=caption(moving, stage.kind, path),
     )
+
+
+def at_frames(spec: SceneSpec, frames: Sequence[int]) -> SceneSpec:
+    """The same scene seen at some of its frames only; scene flow then runs from each of them to the next."""
+    chosen = list(frames)
+
+    def of(part: Part) -> Part:
+        return part if len(part.pose) == 1 else replace(part, pose=part.pose[chosen])
+
+    bodies = tuple(replace(body, parts=tuple(map(of, body.parts))) for body in spec.bodies)
+    return replace(spec, bodies=bodies, cam2world=spec.cam2world[chosen], focal=spec.focal[chosen])
 
 
 def _sample_camera(

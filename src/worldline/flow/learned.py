@@ -1,0 +1,113 @@
+"""The learned flow as a `Flow`: any size, hint from DIS, weights from one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from dataclasses import fields
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from worldline.flow.dis import DisFlow, Flow
+from worldline.flow.network import CELL, LEAST_SIZE, FlowNetwork, NetworkConfig
+
+EMBEDDED = Path(__file__).parent / "weights" / "mini.safetensors"
+KEPT = 24  # encodings remembered: a frame is in a pair per gap and direction
+
+
+class LearnedFlow:
+    """Flow of pictures by `FlowNetwork`; remembers the encodings of the pictures it saw last."""
+
+    def __init__(self, network: FlowNetwork, hint: Flow | None = None) -> None:
+        """Use a network in evaluation mode with a source of hints; None means DIS."""
+        self.network = network.eval().requires_grad_(False)
+        self.hint = hint or DisFlow()
+        self._known: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
+        self._lock = Lock()
+
+    def __call__(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Flow [H, W, 2] float32 in pixels from `source` to `target`, both [H, W] or [H, W, 3] uint8."""
+        return self.with_error(source, target)[0]
+
+    @torch.inference_mode()
+    def with_error(
+        self, source: UInt8[np.ndarray, "H W ..."], target: UInt8[np.ndarray, "H W ..."]
+    ) -> tuple[Float[np.ndarray, "H W 2"], Float[np.ndarray, "H W"]]:
+        """Flow in pixels, and the expected length of its error in pixels."""
+        height, width = source.shape[:2]
+        coarse = self.hint(_grey(source), _grey(target))
+        (one, first), (two, second) = self._encoded(source), self._encoded(target)
+        hint = _padded(torch.from_numpy(np.ascontiguousarray(coarse)).permute(2, 0, 1)[None])
+        found = self.network.match(one, two, first, second, hint.to(one))
+        flow = found.flow[0, :, :height, :width].permute(1, 2, 0).float().cpu().numpy()
+        return np.ascontiguousarray(flow), found.log_error[0, 0, :height, :width].float().exp().cpu().numpy()
+
+    def _encoded(self, picture: np.ndarray) -> tuple[Tensor, Tensor]:
+        key = picture.tobytes()
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+        values = torch.from_numpy(np.ascontiguousarray(picture)).float() / 255
+        values = values[..., None].expand(*values.shape, 3) if values.ndim == 2 else values
+        where = next(self.network.parameters())
+        padded = _padded(values.permute(2, 0, 1)[None]).to(where)
+        made = padded, self.network.encode(padded)
+        with self._lock:
+            self._known[key] = made
+            while len(self._known) > KEPT:
+                self._known.popitem(last=False)
+        return made
+
+
+def _grey(picture: np.ndarray) -> np.ndarray:
+    import cv2
+
+    return picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+
+
+def _padded(values: Tensor) -> Tensor:
+    """Border repeated to the right and below until the network takes the size."""
+    height, width = values.shape[-2:]
+    rows, columns = (max(-(-n // CELL) * CELL, LEAST_SIZE) for n in (height, width))
+    return F.pad(values, (0, columns - width, 0, rows - height), mode="replicate")
+
+
+def load(path: Path = EMBEDDED, device: torch.device | str = "cpu") -> LearnedFlow:
+    """The learned flow of a checkpoint (network's sizes in the JSON beside it).
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it does not fit its own description.
+    """
+    from safetensors.torch import load_file
+
+    about = path.with_suffix(".json")
+    if not path.exists() or not about.exists():
+        raise FileNotFoundError(f"There is no flow checkpoint {path} with a {about.name} beside it.")
+    network = FlowNetwork(config_from(json.loads(about.read_text())["config"]))
+    weights = {name: value.float() for name, value in load_file(path).items()}
+    expected = {name: value.shape for name, value in network.state_dict().items()}
+    if {name: value.shape for name, value in weights.items()} != expected:
+        raise ValueError(f"{path} does not hold the network that {about.name} describes; train or copy it again.")
+    network.load_state_dict(weights)
+    return LearnedFlow(network.to(device))
+
+
+def config_from(values: dict[str, Any]) -> NetworkConfig:
+    """Sizes from JSON; an unknown name is refused.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    names = {field.name for field in fields(NetworkConfig)}
+    if unknown := sorted(set(values) - names):
+        raise ValueError(f"NetworkConfig has no {unknown[0]!r}; it has {', '.join(sorted(names))}.")
+    return NetworkConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
