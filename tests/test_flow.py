@@ -115,7 +115,7 @@ def test_embedded_flow_beats_its_hint_on_held_back_scenes() -> None:
     def error(method: learned.LearnedFlow | DisFlow) -> float:
         grey = isinstance(method, DisFlow)
         found = [
-            method(learned._grey(a), learned._grey(b)) if grey else method(a, b) for a, b in zip(*pictures, strict=True)
+            method(learned.grey(a), learned.grey(b)) if grey else method(a, b) for a, b in zip(*pictures, strict=True)
         ]
         gap = torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2) - held_back.flow
         return float(gap.norm(dim=1)[held_back.known].mean())
