@@ -23,7 +23,7 @@ if [ ! -x .venv/bin/python ]; then
     "$python" -m venv .venv >/dev/null 2>&1 || fail "$python cannot create .venv (on Debian: apt-get install python3-venv)"
 fi
 echo "Installing worldline and its tested dependencies into .venv (a few minutes the first time) ..."
-if ! .venv/bin/pip install --quiet --constraint constraints.txt --editable '.[view,export,dev]' >"$log" 2>&1; then
+if ! .venv/bin/pip install --quiet --constraint constraints.txt --editable '.[view,export,data,dev]' >"$log" 2>&1; then
     if grep -qiE 'connection|resolve|timed out|network|proxy' "$log"; then
         fail "pip could not reach the package index; check the network or proxy and run again ($log)"
     fi

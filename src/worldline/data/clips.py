@@ -9,13 +9,13 @@ A `Sequence` reads a range of its frames on demand, so that conversion can be pa
 holds a long sequence in memory. Its `read` is picklable: `functools.partial` of a function of the module. A module with
 `convert` alone still works: its scenes are read one after the other in one process.
 
-What `read` returns is a Scene4D in the world of ITS first frame (`assemble.scene_from_depth` does that), metric where the
-dataset is, flow in the world, `flow_valid` false in the last frame read. `provenance.settings` says what is known of the
-sequence besides: "dataset", "split", "static" (nothing moves), "synthetic", "caption". Dense tracks are the extras
+What `read` returns is a Scene4D in the world of ITS first frame (`assemble.scene_from_depth` does that), metric where
+the dataset is, flow in the world, `flow_valid` false in the last frame read. `provenance.settings` says what else is
+known of the sequence: "dataset", "split", "static" (nothing moves), "synthetic", "caption". Dense tracks are the extras
 "tracks" [T, H, W, 3] and "visible_from_reference" [T, H, W] (with settings "reference"); sparse ones need a `Clip`.
 
-A file that cannot be decoded is a `DamagedFile`, raised by `with reading(path):`. The caller reports it by name and goes
-on with the next clip; nothing takes its place.
+A file that cannot be decoded is a `DamagedFile`, raised by `with reading(path):`. The caller reports it by name and
+goes on with the next clip; nothing takes its place.
 """
 
 from __future__ import annotations

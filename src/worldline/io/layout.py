@@ -116,6 +116,16 @@ def seal(content: Mapping[str, Any]) -> str:
     return json.dumps({**content, "crc32": _crc32(content)}, indent=1)
 
 
+def unseal(text: str | bytes) -> dict[str, Any] | None:
+    """What `seal` wrote, without its checksum; None when it is damaged."""
+    try:
+        content = json.loads(text)
+        stored = content.pop("crc32")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return None
+    return content if stored == _crc32(content) else None
+
+
 def read_metadata(layout: Layout, path: str | Path) -> dict[str, Any]:
     """Read and check scene.json.
 
