@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,11 +63,11 @@ def test_network_says_which_sizes_it_takes() -> None:
 
 
 def test_training_exports_a_checkpoint_that_loads_and_takes_any_size(tmp_path: Path) -> None:
-    recipe = recipes.scaled(recipes.mini(batch_size=2), 2 / recipes.STEPS)
-    recipe = replace(recipe, network=TINY, pairs=recipes.PairConfig(sizes=((32, 40),), gaps=(1,), unhinted=2))
+    one = recipes.PairConfig(sizes=((32, 40),), gaps=(1,), unhinted=2)
+    recipe = recipes.mini(batch_size=2, steps=2, network=TINY, pairs=one)
     trained = train.run(recipe, tmp_path / "run")
     assert trained.finished
-    path = train.export(trained.model, tmp_path / "mini.safetensors", {"seed": recipe.train.seed})
+    path = train.export(trained.model, tmp_path / "mini.safetensors", {"seed": recipe.seed})
     flow = learned.load(path)
     rng = np.random.default_rng(0)
     one, two = (rng.integers(0, 255, (37, 51), dtype=np.uint8) for _ in range(2))
@@ -79,13 +78,8 @@ def test_training_exports_a_checkpoint_that_loads_and_takes_any_size(tmp_path: P
 
 
 def test_killed_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    recipe = recipes.mini(batch_size=1, steps=4)
-    recipe = replace(
-        recipe,
-        network=TINY,
-        pairs=recipes.PairConfig(sizes=((32, 40),), gaps=(1,), unhinted=2),
-        train=replace(recipe.train, checkpoint_every=2, precision="no"),
-    )
+    one = recipes.PairConfig(sizes=((32, 40),), gaps=(1,), unhinted=2)
+    recipe = recipes.mini(batch_size=1, steps=4, network=TINY, pairs=one)
     whole = train.run(recipe, tmp_path / "whole").model.state_dict()
     assert not train.run(recipe, tmp_path / "cut", minutes=0.0).finished
     again = train.run(recipe, tmp_path / "cut").model.state_dict()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from worldline.cli.console import note, progress_bar, result, result_json
 
@@ -37,6 +37,24 @@ class MotionCrafterMini(Common):
     """Folder for checkpoints, loss curves and the finished mini.safetensors."""
     seed: int = 7
     """Of everything random: weights, scenes, noise."""
+    strategy: Literal["all", "decoder", "original", "scratch"] = "all"
+    """What stage 1 trains of the geometry VAE; original, decoder and scratch are about one that starts from --prior."""
+    normalization: Literal["mean", "max"] = "mean"
+    """What world points are divided by: their mean or their largest distance."""
+    fusion: Literal["unify", "separate", "offset", "none"] = "unify"
+    """How the motion latent relates to the geometry latent."""
+    paradigm: Literal["deterministic", "denoising"] = "deterministic"
+    """One pass, or denoising with seeds that disagree where the network is unsure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionCrafterPrior(Common):
+    """Train a picture VAE and a video denoiser: what `motioncrafter-mini --prior` can start from."""
+
+    out: Path = Path("runs/motioncrafter-prior")
+    """Folder for checkpoints, loss curves and the finished prior.safetensors."""
+    seed: int = 5
+    """Of everything random: weights, scenes, noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +79,23 @@ class MoRe4DMini(Common):
     """Of everything random: weights, scenes, noise."""
 
 
-arguments = {"motioncrafter-mini": MotionCrafterMini, "geo4d-mini": Geo4DMini, "more4d-mini": MoRe4DMini}
+@dataclass(frozen=True, kw_only=True)
+class FlowMini(Common):
+    """Train the embedded optical flow from nothing on synthetic pairs; call again with --resume to go on."""
+
+    out: Path = Path("runs/flow-mini")
+    """Folder for checkpoints, loss curves and the finished mini.safetensors."""
+    seed: int = 17
+    """Of everything random: weights, scenes."""
+
+
+arguments = {
+    "motioncrafter-mini": MotionCrafterMini,
+    "motioncrafter-prior": MotionCrafterPrior,
+    "geo4d-mini": Geo4DMini,
+    "more4d-mini": MoRe4DMini,
+    "flow-mini": FlowMini,
+}
 
 
 def run(args: Any) -> int:

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from worldline.training.stages import Recipe, Trained
+from torch import Tensor
+
+from worldline.training.stages import Recipe, Trained, read_prior
+
+
+def _named_weights(path: Path | None, recipe: Recipe, options: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Weights by the model's own names, or none."""
+    return {} if path is None else read_prior(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +26,7 @@ class Trainable:
         recipe: (seed=, ...) -> recipe; its other keywords are the training's options.
         run: `training.stages.run` with the system's method.
         export: (model, path, card) -> path; writes the finished weights.
+        start: (prior's file or None, recipe, options) -> weights the first stage begins with.
         file: what the finished weights are called.
         card: what is said about the weights beside what `api.train` knows.
     """
@@ -26,6 +34,7 @@ class Trainable:
     recipe: Callable[..., Recipe]
     run: Callable[..., Trained]
     export: Callable[[Any, Path, Mapping[str, Any]], Path]
+    start: Callable[[Path | None, Recipe, Mapping[str, Any]], Mapping[str, Tensor]] = _named_weights
     file: str = "mini.safetensors"
     card: Mapping[str, Any] = field(default_factory=dict)
 
@@ -43,10 +52,16 @@ class Trainable:
 
 
 def _motioncrafter_mini() -> Trainable:
-    from worldline.systems.motioncrafter import recipes, train
+    from worldline.systems.motioncrafter import prior, recipes, train
 
     unproven = {"unreliable": ["scene_flow"]}  # until `benchmarks/motioncrafter_mini.py --write` has measured it
-    return Trainable(recipe=recipes.mini, run=train.run, export=train.export, card=unproven)
+    return Trainable(recipe=recipes.mini, run=train.run, export=train.export, start=prior.start, card=unproven)
+
+
+def _motioncrafter_prior() -> Trainable:
+    from worldline.systems.motioncrafter import prior
+
+    return Trainable(recipe=prior.mini_prior, run=prior.run, export=prior.export, file="prior.safetensors")
 
 
 def _geo4d_mini() -> Trainable:
@@ -61,10 +76,18 @@ def _more4d_mini() -> Trainable:
     return Trainable(recipe=recipes.mini, run=train.run, export=pretrained.export)
 
 
+def _flow_mini() -> Trainable:
+    from worldline.systems.optical_flow import recipes, train
+
+    return Trainable(recipe=recipes.mini, run=train.run, export=train.export)
+
+
 TRAININGS: Mapping[str, Callable[[], Trainable]] = {
     "motioncrafter-mini": _motioncrafter_mini,
+    "motioncrafter-prior": _motioncrafter_prior,
     "geo4d-mini": _geo4d_mini,
     "more4d-mini": _more4d_mini,
+    "flow-mini": _flow_mini,
 }
 """Names and how to look them up; looking up imports the system's networks."""
 

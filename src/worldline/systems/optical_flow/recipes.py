@@ -1,11 +1,12 @@
-"""Training run of the flow network that ships in the package."""
+"""Training run of the flow network that ships in the package: one stage."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from worldline.flow.network import NetworkConfig
 from worldline.systems.optical_flow.objective import FlowObjective
+from worldline.training import stages
 from worldline.training.config import TrainConfig
 
 
@@ -30,45 +31,43 @@ class PairConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A full run: network, pairs, objective, steps and rates."""
+class Stage:
+    """The stage: steps and rates, losses, pairs."""
 
-    name: str
-    network: NetworkConfig
-    pairs: PairConfig
-    objective: FlowObjective
     train: TrainConfig
+    objective: FlowObjective
+    pairs: PairConfig
 
+
+Recipe = stages.Recipe[NetworkConfig, Stage]
+"""A full run."""
 
 STEPS = 4000
-"""About 40 minutes of one core."""
+"""About an hour of one core."""
 
 
-def mini(*, seed: int = 17, steps: int = STEPS, batch_size: int = 8) -> Recipe:
+def mini(
+    *,
+    seed: int = 17,
+    steps: int = STEPS,
+    batch_size: int = 8,
+    network: NetworkConfig | None = None,
+    pairs: PairConfig | None = None,
+) -> Recipe:
     """The embedded flow: 1.3 M parameters from random weights."""
-    return Recipe(
-        name="flow-mini",
-        network=NetworkConfig(),
-        pairs=PairConfig(),
-        objective=FlowObjective(),
-        train=TrainConfig(
-            name="flow",
-            steps=steps,
-            batch_size=batch_size,
-            weights={"coarse": 1.0, "flow": 1.0, "likelihood": 0.1},
-            learning_rate=6e-4,
-            warmup_steps=min(100, steps // 5),
-            weight_decay=1e-4,
-            gradient_clip=1.0,
-            ema_decay=0.995,
-            precision="bf16",
-            seed=seed,
-            checkpoint_every=100,
-        ),
+    train = TrainConfig(
+        name="flow",
+        steps=steps,
+        batch_size=batch_size,
+        weights={"coarse": 1.0, "flow": 1.0, "likelihood": 0.1},
+        learning_rate=6e-4,
+        warmup_steps=min(100, steps // 5),
+        weight_decay=1e-4,
+        gradient_clip=1.0,
+        ema_decay=0.995,
+        precision="bf16",
+        seed=seed,
+        checkpoint_every=100,
     )
-
-
-def scaled(recipe: Recipe, fraction: float) -> Recipe:
-    """The same recipe with its steps, warm-up included, multiplied by a fraction."""
-    steps, warmup = (max(1, round(fraction * n)) for n in (recipe.train.steps, recipe.train.warmup_steps))
-    return replace(recipe, train=replace(recipe.train, steps=steps, warmup_steps=warmup))
+    stage = Stage(train=train, objective=FlowObjective(), pairs=pairs or PairConfig())
+    return Recipe(name="flow-mini", networks=network or NetworkConfig(), stages=(stage,), seed=seed)

@@ -1,42 +1,41 @@
-"""Trains the flow network in chunks of limited time, and exports what inference needs."""
+"""What training the flow adds to `training.stages`: its network, pairs of synthetic scenes, and its checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from worldline.data.synthetic import RenderConfig, SensorConfig
 from worldline.flow.network import FlowNetwork
-from worldline.scene import Progress, no_progress
 from worldline.systems.optical_flow.pairs import Pairs, make_pairs
-from worldline.systems.optical_flow.recipes import Recipe
-from worldline.training import loop
+from worldline.systems.optical_flow.recipes import Recipe, Stage
+from worldline.training import loop, stages
 from worldline.training.config import scene_seeds
 from worldline.training.curve import git_revision
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """Where a run stands: the network so far, and whether every step is done."""
-
-    model: FlowNetwork
-    finished: bool
+def _networks(recipe: Recipe) -> FlowNetwork:
+    return FlowNetwork(recipe.networks)
 
 
-def batches(recipe: Recipe, device: str = "cpu", compile: bool = False) -> loop.Batches:
+def _begin(model: FlowNetwork, stage: Stage, start: stages.Start) -> FlowNetwork:
+    return model.train().requires_grad_(True)
+
+
+def synthetic(stage: Stage, model: FlowNetwork, device: str) -> loop.Batches:
     """Pairs of synthetic scenes by index; the index decides scenes, size, gap and whether there is a hint."""
-    config = RenderConfig(sensor=SensorConfig(), compile=compile)
-    pairs = recipe.pairs
+    config = RenderConfig(sensor=SensorConfig())
+    pairs = stage.pairs
 
     def batch(index: int) -> Pairs:
-        seeds = scene_seeds(recipe.train, index)
+        seeds = scene_seeds(stage.train, index)
         size = pairs.sizes[index % len(pairs.sizes)]
         gap = pairs.gaps[index // len(pairs.sizes) % len(pairs.gaps)]
         hinted = index % pairs.unhinted != pairs.unhinted - 1
@@ -45,47 +44,10 @@ def batches(recipe: Recipe, device: str = "cpu", compile: bool = False) -> loop.
     return batch
 
 
-def run(
-    recipe: Recipe,
-    folder: Path,
-    *,
-    resume: bool = True,
-    minutes: float | None = None,
-    device: str = "cpu",
-    progress: Progress = no_progress,
-) -> Trained:
-    """Train into a folder; call again to continue after `minutes` or a kill.
+METHOD = stages.Method(build=_networks, begin=_begin, source=synthetic)
 
-    Args:
-        recipe: network, pairs, objective and steps.
-        folder: checkpoints, weights and the loss curve.
-        resume: use the weights or checkpoint found in the folder.
-        minutes: wall time of this call.
-        device: where to train, as for `training.loop.train`.
-        progress: told stage, steps done, steps in all.
-
-    Raises:
-        ValueError: a checkpoint in the folder is of other settings.
-    """
-    torch.manual_seed(recipe.train.seed)
-    model = FlowNetwork(recipe.network).to(device)
-    done = folder / f"{recipe.train.name}.safetensors"
-    if not (resume and done.exists()):
-        outcome = loop.train(
-            model.train(),
-            recipe.objective,
-            batches(recipe, device),
-            recipe.train,
-            folder,
-            resume=resume,
-            minutes=minutes,
-            device=device,
-            progress=progress,
-        )
-        if not outcome.finished:
-            return Trained(model=model, finished=False)
-    model.load_state_dict(load_file(done))
-    return Trained(model=model.eval().requires_grad_(False), finished=True)
+run = partial(stages.run, METHOD)
+"""`stages.run` of the flow's recipes."""
 
 
 def export(model: FlowNetwork, path: Path, card: Mapping[str, Any]) -> Path:
