@@ -3,7 +3,7 @@
 python tools/train_embedded.py --out runs --minutes 9            # a chunk; call it again until nothing is left
 python tools/train_embedded.py --out runs --minutes 9 --device cuda --fraction 10 --only flow-mini motioncrafter-mini
 
-Data are made on the fly, on the device. Every folder holds the loss curve, the checkpoint it resumes from (bit for bit),
+Data are made on the fly, on the device. Every folder holds the loss curve, the checkpoint it resumes from bit for bit,
 and in the end the weights with recipe, seed and git revision in the JSON beside them. Exit code 3: something is left.
 """
 
