@@ -85,7 +85,7 @@ def reconstruct(
     source = video.size if isinstance(video, Video) else VideoReader(video).size
     clip = _frames(video, frames, check_size(source, size, entry))
     known = _with_focal(priors or Priors(), focal_px, source, clip.size)
-    chosen = {"window": window, "overlap": overlap, "seed": seed}
+    chosen: dict[str, Any] = {"window": window, "overlap": overlap, "seed": seed}
     settings = _settings(video, clip, system=system, frames=str(frames), focal_px=focal_px, weights=weights, **chosen)
     # 3. The scene, and how it was made.
     cache = None if resume_beside is None else PartialRun(Path(resume_beside), settings)
@@ -160,7 +160,8 @@ def train(
         out: folder of checkpoints, loss curves and the weights.
         recipe: a recipe of your own for that system, in place of the named one; seed and options are then its own.
         source: (stage, model, device) -> batches by index; default: synthetic scenes.
-        prior: file of weights to begin with (safetensors, by the model's names); the rest begins random.
+        prior: file of weights to begin with (safetensors, by the model's names, or of "motioncrafter-prior"); the rest
+            begins random.
         seed: of everything random: weights, scenes, noise; default the recipe's own.
         fraction: part of the recipe's steps to do; 0.01 is a trial.
         minutes: wall time of this call; the next one with `resume` goes on where this one stopped, bit for bit.
@@ -174,7 +175,7 @@ def train(
         FileNotFoundError: there is no such prior.
     """
     from worldline.systems.trainable import trainable
-    from worldline.training.stages import read_prior, scaled
+    from worldline.training.stages import scaled
 
     # 1. What is trained.
     training, out = trainable(name), Path(out)
@@ -185,7 +186,7 @@ def train(
     if fraction != 1.0:
         plan = scaled(plan, fraction)
     where = choose_device(device if device != "auto" or torch.cuda.is_available() else "cpu")
-    start = None if prior is None else read_prior(Path(prior))
+    start = training.start(None if prior is None else Path(prior), plan, options)
     # 2. Train it, or go on.
     trained = training.run(plan, out, source=source, prior=start, minutes=minutes, device=str(where), progress=progress)
     if not trained.finished:

@@ -129,7 +129,8 @@ class Result:
 class Problem(Protocol):
     """What `minimise` needs to know; see the module's docstring."""
 
-    layout: Layout
+    @property
+    def layout(self) -> Layout: ...  # noqa: D102
 
     def linearize(self, state: Any) -> Normal: ...  # noqa: D102
 

@@ -111,4 +111,5 @@ def config_from(values: dict[str, Any]) -> NetworkConfig:
     names = {field.name for field in fields(NetworkConfig)}
     if unknown := sorted(set(values) - names):
         raise ValueError(f"NetworkConfig has no {unknown[0]!r}; it has {', '.join(sorted(names))}.")
-    return NetworkConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    sizes: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return NetworkConfig(**sizes)

@@ -131,16 +131,18 @@ class FlowNetwork(nn.Module):
             nn.Conv2d(config.hidden, 96, 3, padding=1), nn.ReLU(), nn.Conv2d(96, 9 * CELL**2, 1)
         )
         self.detail = nn.Conv2d(config.hidden, 4 * CELL**2, 1)
+        last = nn.Conv2d(config.refine, 4, 3, padding=1)
         self.refine = nn.Sequential(
             nn.Conv2d(12, config.refine, 3, padding=1),
             nn.ReLU(),
             nn.Conv2d(config.refine, config.refine, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(config.refine, 4, 3, padding=1),
+            last,
         )
-        nn.init.zeros_(self.refine[-1].weight)  # begins as the hint itself
-        with torch.no_grad():
-            self.refine[-1].bias.copy_(torch.tensor([HINT_TRUST, 0.0, 0.0, 0.0]))
+        assert last.bias is not None
+        with torch.no_grad():  # begins as the hint itself
+            last.weight.zero_()
+            last.bias.copy_(torch.tensor([HINT_TRUST, 0.0, 0.0, 0.0]))
 
     def forward(
         self,

@@ -37,8 +37,10 @@ class Options:
 class VideoSystem(Protocol):
     """Anything that turns a video into a scene."""
 
-    parameters: int
-    """Number of learned parameters (0: none)."""
+    @property
+    def parameters(self) -> int:
+        """Number of learned parameters (0: none)."""
+        ...
 
     def reconstruct(self, video: Video, options: Options) -> Scene4D:
         """One scene for the whole video, at the video's resolution."""
