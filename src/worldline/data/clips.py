@@ -30,6 +30,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from worldline.geometry import pose
 from worldline.scene import Scene4D
 
 
@@ -126,6 +127,37 @@ def cut(scene: Scene4D, index: slice) -> Scene4D:
     flow, flow_valid = part.scene_flow.clone(), part.flow_valid.clone()
     flow[-1], flow_valid[-1] = 0, False
     return replace(part, scene_flow=flow, flow_valid=flow_valid)
+
+
+WORLD_POINTS = ("tracks",)
+WORLD_DIRECTIONS = ("normals",)
+"""Extras that are positions or directions in the world."""
+
+
+def rebased(clip: Clip) -> Clip:
+    """The same clip in the world of its first camera; unchanged without cameras."""
+    scene = clip.scene
+    if scene.cameras is None:
+        return clip
+    first = pose.inverse(scene.cameras.cam2world[0].double())
+    poses = first @ scene.cameras.cam2world.double()
+    move = lambda points: pose.transform(first, points.double()).float()  # noqa: E731
+    turn = lambda vectors: pose.rotate(first[:3, :3], vectors.double()).float()  # noqa: E731
+    extras = {
+        name: move(values) if name in WORLD_POINTS else turn(values) if name in WORLD_DIRECTIONS else values
+        for name, values in scene.extras.items()
+    }
+    moved = replace(
+        scene,
+        points=move(scene.points) * scene.valid[..., None],
+        cameras=replace(scene.cameras, intrinsics=scene.cameras.intrinsics.double(), cam2world=poses),
+        scene_flow=None if scene.scene_flow is None else turn(scene.scene_flow),
+        extras=extras,
+    )
+    tracks = clip.tracks
+    if tracks is not None:
+        tracks = replace(tracks, points=move(tracks.points) * tracks.known[..., None])
+    return Clip(scene=moved, tracks=tracks)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,13 +25,16 @@ SHARD_BYTES = 256 << 20
 """A shard is closed when it is this long; a clip is never split."""
 
 
-def begin(place: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> tuple[Storage, set[str]]:
+def begin(
+    place: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False, reopen: bool = False
+) -> tuple[Storage, set[str]]:
     """Start a store or find one that the same settings began.
 
     Args:
         place: folder or URL.
         settings: what it is made from, JSON-able; only the same settings resume it.
         overwrite: delete what another command left there.
+        reopen: go on with a finished store of the same settings; until it is finished again it counts as unfinished.
 
     Returns:
         The place, and the names of the clips that are finished.
@@ -43,6 +46,8 @@ def begin(place: str | Path, settings: Mapping[str, Any], *, overwrite: bool = F
     storage = Storage(place)
     wanted = {"format": index.FORMAT, "version": index.VERSION, "settings": jsonable(settings)}
     stored = _stored_settings(storage)
+    if reopen and stored == wanted:
+        storage.remove(index.INDEX)
     if storage.exists(index.INDEX) or (stored is not None and stored != wanted):
         if not overwrite:
             raise FileExistsError(f"{place} already holds a clip store"
