@@ -35,7 +35,7 @@ def model(seed: int = 0) -> MoRe4D:
 
 
 def source(stage: recipes.Stage, networks: MoRe4D, device: str) -> Batches:
-    make = motion if stage.samples == "motion" else fill
+    make = motion if stage.samples.startswith("motion") else fill
     return lambda index: make(seed=index)
 
 

@@ -232,7 +232,7 @@ def wan_1_3b_config() -> MoRe4DConfig:
 
 
 def mini_config() -> MoRe4DConfig:
-    """The embedded size: a few million parameters, 48x64, 9 frames, a latent cell for 4x4 pixels and 2 frames."""
+    """The embedded size: 9.6 million parameters, 32x48, 9 frames, a latent cell for 4x4 pixels and 2 frames."""
     vae = VaeConfig(
         base_dim=16, widths=(1, 2, 3), z_dim=8, blocks=1, time_halvings=(False, True), adaptor_dim=16,
         adaptor_groups=4, save_memory=False,
@@ -249,7 +249,7 @@ def mini_config() -> MoRe4DConfig:
         generator=generator,
         inpainter=replace(generator, in_channels=18, reference_tokens=False, prior=None, layers=4),
         text=TextConfig(),
-        size=(48, 64),
+        size=(32, 48),
         frames=9,
         stills="frame",
     )

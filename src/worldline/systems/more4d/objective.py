@@ -18,13 +18,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from worldline.systems.more4d import flow
+from worldline.systems.more4d.latents import FillLatents, MotionLatents, encode_fill, encode_motion
 from worldline.systems.more4d.networks import MoRe4D
-from worldline.systems.more4d.representation import (
-    depth_picture,
-    generator_conditions,
-    inpainter_conditions,
-    to_channels,
-)
+from worldline.systems.more4d.representation import depth_picture, to_channels
 from worldline.systems.more4d.samples import FillSamples, MotionSamples
 from worldline.systems.more4d.vae import Posterior
 
@@ -75,7 +71,10 @@ class VaeObjective:
     def __call__(
         self, model: MoRe4D, samples: MotionSamples, generator: torch.Generator
     ) -> dict[str, Float[Tensor, ""]]:
-        """Terms "motion" (mean absolute error), "kl" per latent number, and "picture", "depth" if asked."""
+        """Terms "motion" (mean absolute error), "kl" per latent number, and "picture", "depth" if asked.
+
+        A picture is the whole video that begins with it, where that is known: the inpainter works on videos.
+        """
         vae, motion = model.vae, to_channels(samples.motion)
         posterior = vae.encode(motion)
         error = (vae.decode(_sampled(posterior, generator)).float() - motion).abs().mean(1)
@@ -84,9 +83,9 @@ class VaeObjective:
             "kl": posterior.kl().mean() / posterior.mean[0].numel(),
         }
         if self.pictures:
-            stills = {"picture": 2 * samples.image.movedim(-1, 1) - 1, "depth": depth_picture(samples.depth)}
-            for name, still in stills.items():
-                video = still[:, :, None]
+            seen = samples.image[:, None] if samples.video is None else samples.video
+            clips = {"picture": 2 * to_channels(seen) - 1, "depth": depth_picture(samples.depth)[:, :, None]}
+            for name, video in clips.items():
                 latent = _sampled(vae.encode_video(video), generator)
                 terms[name] = (vae.decode_video(latent, clamp=False).float() - video).abs().mean()
         return terms
@@ -100,38 +99,56 @@ class GeneratorObjective:
         text_dropout: share of captions left out, for guidance.
         control_dropout: share of pictures whose control latent is zeroed.
         shift: of the noise levels.
+        from_mean: learn the mean of a motion's latents, not a sample; published latents are sampled.
     """
 
     text_dropout: float = 0.1
     control_dropout: float = 0.02
     shift: float = flow.SHIFT
+    from_mean: bool = False
 
     def __call__(
-        self, model: MoRe4D, samples: MotionSamples, generator: torch.Generator
+        self, model: MoRe4D, samples: MotionSamples | MotionLatents, generator: torch.Generator
     ) -> dict[str, Float[Tensor, ""]]:
-        """Term "velocity"."""
-        picture, count = 2 * samples.image.movedim(-1, 1) - 1, len(samples.image)
-        with torch.no_grad():
-            latent = _sampled(model.vae.encode(to_channels(samples.motion)), generator)
-            conditions = generator_conditions(
-                model.vae, picture, samples.depth, samples.motion.shape[1], model.config.stills
-            )
-            reference = None
-            if model.config.generator.reference_tokens:
-                reference = model.vae.encode_video(picture[:, :, None]).mean[:, :, 0]
-                reference = reference * (model.config.reference == "picture")
-        z = model.config.vae.z_dim
+        """Term "velocity"; samples may have been encoded beforehand."""
+        encoded = samples if isinstance(samples, MotionLatents) else encode_motion(model, samples)
+        latent = encoded.mean if self.from_mean else _sampled(encoded.posterior, generator)
+        conditions, reference = _told(model, encoded)
+        count, z = len(latent), model.config.vae.z_dim
         control = conditions[:, :z] * _kept(count, self.control_dropout, generator)[:, None, None, None, None]
         conditions = torch.cat([control, conditions[:, z:]], 1)
-        motion = model.generator.look(samples.image.movedim(-1, 1)) if model.generator.guided else None
-        text = model.embed_text(_dropped(samples.captions, self.text_dropout, generator))
+        text = model.embed_text(_dropped(encoded.captions, self.text_dropout, generator))
         seen = None if model.image is None else model.image.grey(model.config.size).expand(count, -1, -1)
-        sigma = flow.training_sigmas(self.shift).to(latent.device)[flow.draw(count, generator)]
-        noise = torch.randn(latent.shape, generator=generator, device=latent.device)
-        noisy, target = flow.noised(latent.float(), noise, sigma)
-        told = torch.cat([noisy.to(conditions), conditions], 1)
-        velocity = model.generator(told, 1000 * sigma, text, seen, reference=reference, motion=motion)
-        return {"velocity": flow.loss(velocity, target)}
+        return {
+            "velocity": _velocity_loss(
+                latent,
+                conditions,
+                generator,
+                self.shift,
+                lambda told, t: model.generator(told, t, text, seen, reference=reference, motion=encoded.features),
+            )
+        }
+
+
+def _told(model: MoRe4D, encoded: MotionLatents) -> tuple[Tensor, Tensor | None]:
+    """Conditions (picture, zeros, depth) and the latent of the reference tokens."""
+    frames = encoded.mean.shape[2]
+    control, grey = (value.expand(-1, -1, frames, -1, -1) for value in (encoded.control, encoded.depth))
+    reference = None
+    if model.config.generator.reference_tokens:
+        # the autoencoder is causal: the first latent of a still clip is that of its picture alone
+        reference = encoded.control[:, :, 0] * (model.config.reference == "picture")
+    return torch.cat([control, torch.zeros_like(control), grey], dim=1), reference
+
+
+def _velocity_loss(
+    latent: Tensor, conditions: Tensor, generator: torch.Generator, shift: float, network: flow.Velocity
+) -> Tensor:
+    """Flow matching at noise levels and noise drawn from the generator."""
+    sigma = flow.training_sigmas(shift).to(latent.device)[flow.draw(len(latent), generator)]
+    noise = torch.randn(latent.shape, generator=generator, device=latent.device)
+    noisy, target = flow.noised(latent.float(), noise, sigma)
+    return flow.loss(network(torch.cat([noisy.to(conditions), conditions], 1), 1000 * sigma), target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,27 +158,29 @@ class InpainterObjective:
     Attributes:
         text_dropout: share of captions left out, for guidance.
         shift: of the noise levels.
+        from_mean: learn the mean of a video's latents, not a sample; published latents are sampled.
     """
 
     text_dropout: float = 0.1
     shift: float = flow.SHIFT
+    from_mean: bool = False
 
-    def __call__(self, model: MoRe4D, samples: FillSamples, generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
-        """Term "velocity"."""
-        count = len(samples.video)
-        with torch.no_grad():
-            latent = _sampled(model.vae.encode_video(2 * to_channels(samples.video) - 1), generator)
-            rendered = 2 * to_channels(samples.rendered) - 1
-            conditions = inpainter_conditions(model.vae, rendered, samples.known[:, None])
-        text = model.embed_text(_dropped(samples.captions, self.text_dropout, generator))
-        seen = None if model.image is None else model.image(samples.video[:, 0].movedim(-1, 1))
-        sigma = flow.training_sigmas(self.shift).to(latent.device)[flow.draw(count, generator)]
-        noise = torch.randn(latent.shape, generator=generator, device=latent.device)
-        noisy, target = flow.noised(latent.float(), noise, sigma)
-        velocity = model.inpainter(
-            torch.cat([noisy.to(conditions), conditions], 1), 1000 * sigma, text, seen, motion=None
-        )
-        return {"velocity": flow.loss(velocity, target)}
+    def __call__(
+        self, model: MoRe4D, samples: FillSamples | FillLatents, generator: torch.Generator
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Term "velocity"; samples may have been encoded beforehand."""
+        encoded = samples if isinstance(samples, FillLatents) else encode_fill(model, samples)
+        latent = encoded.mean if self.from_mean else _sampled(encoded.posterior, generator)
+        text = model.embed_text(_dropped(encoded.captions, self.text_dropout, generator))
+        return {
+            "velocity": _velocity_loss(
+                latent,
+                encoded.conditions,
+                generator,
+                self.shift,
+                lambda told, t: model.inpainter(told, t, text, encoded.context, motion=None),
+            )
+        }
 
 
 def _dropped(captions: tuple[str, ...], dropout: float, generator: torch.Generator) -> list[str]:

@@ -38,6 +38,7 @@ class MotionSamples:
         weight: [B, T, H, W] how much a displacement counts: 1 where its point is seen, less where it is hidden, 0
             where nothing is known.
         captions: one per picture.
+        video: [B, T, H, W, 3] in [0, 1], the pictures' future; None where it is not known.
     """
 
     image: Float[Tensor, "B H W 3"]
@@ -45,6 +46,7 @@ class MotionSamples:
     motion: Float[Tensor, "B T H W 3"]
     weight: Float[Tensor, "B T H W"]
     captions: tuple[str, ...]
+    video: Float[Tensor, "B T H W 3"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
