@@ -23,6 +23,7 @@ COMMANDS = {
     "systems": Command("systems", "the systems: what they do, their weights and licences"),
     "models": Command("models", "list, download, verify weights"),
     "render-synthetic": Command("synthetic", "render a moving scene with exact truth"),
+    "data": Command("data", "datasets into one format: convert, check, stats, view, synthesize, mix, curate"),
     "train": Command("train", "train an embedded system on synthetic scenes"),
     "evaluate": Command("evaluate", "score predictions against truth under named protocols"),
     "bench": Command("bench", "run the fixed benchmark suites"),
