@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from worldline.data.adapters import assemble, convert, encodings, flyingthings, tum
+from worldline.data.adapters import assemble, convert, encodings, tum
 from worldline.geometry import camera, pose, sceneflow
 
 
@@ -135,7 +135,7 @@ def test_flyingthings_layout_of_a_static_world_has_no_world_flow(tmp_path: Path)
         image.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((*size, 3), np.uint8)).save(image)
         write_pfm(tmp_path / f"disparity/a/left/{name}.pfm", (1050 / depth[t]).numpy())
-        stored = (cam2world[t] @ flyingthings.BLENDER).flatten().tolist()
+        stored = (cam2world[t] * torch.tensor([1.0, -1.0, -1.0, 1.0]).double()).flatten().tolist()
         lines += [f"Frame {t + 6}", "L " + " ".join(map(repr, stored)), "R " + " ".join(map(repr, stored)), ""]
         if t + 1 < frames:
             ahead = pose.transform(pose.inverse(cam2world[t + 1]), points[t])

@@ -12,12 +12,19 @@ from worldline.scene import Scene4D
 
 ADAPTERS = {
     "deepdeform": "deepdeform",
+    "dynamic_replica": "dynamic_replica",
     "flyingthings": "flyingthings",
     "hololens": "hololens",
     "kitti_odometry": "kitti_odometry",
+    "kubric": "kubric",
+    "monkaa": "flyingthings",
+    "point_odyssey": "point_odyssey",
+    "sintel": "sintel",
     "slambook": "slambook",
+    "spring": "spring",
     "tartanair": "tartanair",
     "tum": "tum",
+    "vkitti2": "vkitti2",
 }
 """Name of a dataset -> its module here; imported when it is asked for."""
 

@@ -10,14 +10,14 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from worldline.geometry import pointmap, pose
-from worldline.scene import Cameras, Provenance, Scene4D, Video
+from worldline.scene import Cameras, Provenance, Scale, Scene4D, Video
 
 
 def scene_from_depth(
     *,
     dataset: str,
     sequence: str,
-    images: list[UInt8[Tensor, "H W 3"]],
+    images: list[UInt8[Tensor, "H W 3"]] | UInt8[Tensor, "T H W 3"],
     depth: Float[Tensor, "T H W"] | None,
     intrinsics: Float[Tensor, "3 3"] | Float[Tensor, "T 3 3"],
     cam2world: Float[Tensor, "T 4 4"],
@@ -26,8 +26,9 @@ def scene_from_depth(
     flow_valid: Bool[Tensor, "T H W"] | None = None,
     extras: Mapping[str, Tensor] | None = None,
     settings: Mapping[str, Any] | None = None,
+    scale: Scale = "metric",
 ) -> Scene4D:
-    """A metric ground-truth scene in the frame of its first camera.
+    """A ground-truth scene in the frame of its first camera.
 
     Args:
         dataset: name of the data set.
@@ -41,8 +42,9 @@ def scene_from_depth(
         flow_valid: where they are known.
         extras: further per-pixel truth.
         settings: further facts for the provenance.
+        scale: "relative" for data sets whose unit is not the metre.
     """
-    frames = torch.stack(images)
+    frames = images if isinstance(images, Tensor) else torch.stack(images)
     size = (frames.shape[1], frames.shape[2])
     k = intrinsics.double().expand(len(frames), 3, 3).clone()
     poses = pose.relative_to_first(orthonormal(cam2world.double()))
@@ -60,12 +62,38 @@ def scene_from_depth(
         cameras=Cameras(intrinsics=k, cam2world=poses, size=size),
         scene_flow=scene_flow,
         flow_valid=flow_valid,
-        scale="metric",
+        scale=scale,
         provenance=Provenance(
             system="truth", source=f"{dataset}/{sequence}", settings={"dataset": dataset, **(settings or {})}
         ),
         extras=dict(extras or {}),
     )
+
+
+def world_flow(
+    local: Float[Tensor, "T H W 3"],
+    ahead: Float[Tensor, "S H W 3"],
+    known: Bool[Tensor, "S H W"],
+    cam2world: Float[Tensor, "T 4 4"],
+) -> tuple[Float[Tensor, "T H W 3"], Bool[Tensor, "T H W"]]:
+    """World scene flow of pixels whose next position is known in the next camera, S = T - 1 of them.
+
+    Args:
+        local: where the pixels' points are, in their camera.
+        ahead: where they are one frame later, in the axes of the next camera.
+        known: where both are known.
+        cam2world: relative to the first camera.
+
+    Returns:
+        (flow in the frame of the first camera, where it is known); float32, zero and False in the last frame.
+    """
+    flow, valid = torch.zeros(local.shape, dtype=torch.float32), torch.zeros(local.shape[:3], dtype=torch.bool)
+    poses = cam2world.double()
+    for t in range(len(ahead)):
+        moved = pose.transform(poses[t + 1], ahead[t].double()) - pose.transform(poses[t], local[t].double())
+        valid[t] = known[t] & moved.isfinite().all(-1)
+        flow[t] = torch.where(valid[t, ..., None], moved, torch.zeros_like(moved)).float()
+    return flow, valid
 
 
 def orthonormal(cam2world: Float[Tensor, "T 4 4"]) -> Float[Tensor, "T 4 4"]:

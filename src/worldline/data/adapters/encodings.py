@@ -5,11 +5,12 @@ Every reader returns tensors in plain units (pixels, metres) and a mask where th
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int32, UInt8
 from torch import Tensor
 
 from worldline.geometry import pose
@@ -81,14 +82,49 @@ def read_flo(path: Path) -> tuple[Float[Tensor, "H W 2"], Bool[Tensor, "H W"]]:
     return flow, (flow.abs() < 1e9).all(-1)
 
 
-def read_kitti_flow(path: Path) -> tuple[Float[Tensor, "H W 2"], Bool[Tensor, "H W"]]:
-    """KITTI optical flow png: 16 bit (64 u + 32768, 64 v + 32768, valid)."""
+def check_png(path: Path) -> None:
+    """Refuse a png that ends early or whose bytes changed: OpenCV decodes such files without a word.
+
+    Raises:
+        ValueError: the signature, a chunk's check sum or the end is wrong.
+    """
+    data = require(path).read_bytes()
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        raise ValueError(f"{path} is not a png file.")
+    at, kind = 8, b""
+    while kind != b"IEND":
+        length = int.from_bytes(data[at : at + 4], "big")
+        kind, end = data[at + 4 : at + 8], at + 12 + length
+        if end > len(data) or zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise ValueError(f"{path} is cut off or damaged {at} bytes from its start.")
+        at = end
+
+
+def read_rgb16(path: Path) -> Int32[Tensor, "H W 3"]:
+    """A 16-bit colour png, channels in the order red, green, blue."""
     import cv2
 
-    bgr = cv2.imread(str(require(path)), cv2.IMREAD_UNCHANGED)
-    if bgr is None or bgr.dtype != np.uint16 or bgr.ndim != 3:
-        raise ValueError(f"{path} is not a 16-bit three-channel png, so it is not KITTI flow.")
-    rgb = torch.from_numpy(bgr[..., ::-1].astype(np.float32))
+    check_png(path)
+    bgr = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if bgr is None or bgr.dtype != np.uint16 or bgr.ndim != 3 or bgr.shape[2] != 3:
+        raise ValueError(f"{path} is not a 16-bit three-channel png.")
+    return torch.from_numpy(bgr[..., ::-1].astype(np.int32))
+
+
+def read_float16_depth(path: Path) -> Float[Tensor, "H W"]:
+    """A 16-bit grey png whose bits are those of float16 values."""
+    from PIL import Image
+
+    with Image.open(require(path)) as image:
+        values = np.array(image)
+    if values.ndim != 2 or values.dtype == np.uint8:
+        raise ValueError(f"{path} is not a 16-bit grey image, so it cannot hold depth.")
+    return torch.from_numpy(values.astype(np.uint16).view(np.float16).astype(np.float32))
+
+
+def read_kitti_flow(path: Path) -> tuple[Float[Tensor, "H W 2"], Bool[Tensor, "H W"]]:
+    """KITTI optical flow png: 16 bit (64 u + 32768, 64 v + 32768, valid)."""
+    rgb = read_rgb16(path).float()
     valid = rgb[..., 2] > 0
     return (rgb[..., :2] - 32768) / 64 * valid[..., None], valid
 

@@ -1,60 +1,76 @@
-"""FlyingThings3D and Monkaa: synthetic stereo with disparity, disparity change, optical flow and cameras (pfm files).
+"""FlyingThings3D, Monkaa and Driving: stereo with disparity, its change, optical flow (pfm files) and cameras.
 
-Z = 1050 / disparity (baseline 1). camera_data.txt holds 4x4 cam2world with Blender axes (x right, y up, z back).
-Two layouts: the data set's own (frames_cleanpass, disparity, disparity_change, optical_flow, camera_data), and the
-excerpt of one pair (image1.png, disp1.pfm, ...), whose poses are unknown: it gives two scenes of one frame each.
+Z = 1050 / disparity (baseline 1; 450 in Driving's 15mm_focallength). camera_data.txt holds 4x4 camera-to-world matrices
+with Blender axes (x right, y up, z back) by the data set's documentation; a published reader of Monkaa inverts them, so
+the direction is checked by reprojection of the depth. Two layouts: the data set's own (frames_cleanpass, disparity,
+disparity_change, optical_flow, camera_data), and the excerpt of one pair (image1.png, disp1.pfm, ...), whose poses are
+unknown: it gives two scenes of one frame each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from worldline.data.adapters import assemble, encodings
-from worldline.geometry import camera, pointmap, pose, sceneflow
+from worldline.data import clips
+from worldline.data.adapters import assemble, decode, encodings, reprojection
+from worldline.data.clips import Sequence
+from worldline.geometry import camera
 from worldline.scene import Scene4D
 
 INTRINSICS = (1050.0, 1050.0, 479.5, 269.5)
+WIDE_FOCAL_PX = 450.0
 FPS = 24.0  # nominal
-BLENDER = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
+DOCUMENTED = (reprojection.DIRECTIONS[0], reprojection.OPENGL)
 
 
-def convert(root: Path) -> Iterator[Scene4D]:
-    """Every sequence below root in the data set's layout, or the frames of the excerpt."""
+def sequences(root: Path) -> Iterator[Sequence]:
+    """One per folder "left" below frames_cleanpass, or the two frames of the excerpt."""
     root = Path(root)
     if (root / "disp1.pfm").exists():
-        yield from _excerpt(root)
+        for number in (1, 2):
+            yield Sequence(name=f"{root.name}/{number}", frames=1, read=partial(_excerpt, root, number))
         return
     frames = encodings.require(root / "frames_cleanpass")
     for left in sorted(path for path in frames.rglob("left") if path.is_dir()):
-        yield _sequence(root, left.parent.relative_to(frames))
+        scene = left.parent.relative_to(frames)
+        poses = decode.one(read_cameras, root / "camera_data" / scene / "camera_data.txt")
+        numbers = [path.stem for path in sorted(left.glob("*.png")) if int(path.stem) in poses]
+        read = partial(_read, root, scene, numbers)
+        yield Sequence(name=scene.as_posix(), frames=len(numbers), read=read, facts={"synthetic": True})
 
 
-def _excerpt(root: Path) -> Iterator[Scene4D]:
-    for number in (1, 2):
-        disparity = encodings.read_pfm(root / f"disp{number}.pfm")
-        yield assemble.scene_from_depth(
-            dataset="flyingthings",
-            sequence=f"{root.name}/{number}",
-            images=[encodings.read_rgb(root / f"image{number}.png")],
-            depth=_depth(disparity)[None],
-            intrinsics=assemble.pinhole(*INTRINSICS),
-            cam2world=torch.eye(4, dtype=torch.float64)[None],
-            timestamps=assemble.even_times(1, FPS),
-        )
+def convert(root: Path) -> Iterator[Scene4D]:
+    """Every sequence, whole."""
+    return clips.scenes(sequences(root))
 
 
-def _depth(disparity: Tensor) -> Tensor:
+def _excerpt(root: Path, number: int, start: int, stop: int) -> Scene4D:
+    disparity = decode.stack(encodings.read_pfm, [root / f"disp{number}.pfm"][start:stop])
+    return assemble.scene_from_depth(
+        dataset="flyingthings",
+        sequence=f"{root.name}/{number}",
+        images=decode.stack(encodings.read_rgb, [root / f"image{number}.png"][start:stop]),
+        depth=_depth(disparity, INTRINSICS[0]),
+        intrinsics=assemble.pinhole(*INTRINSICS),
+        cam2world=torch.eye(4, dtype=torch.float64)[None],
+        timestamps=assemble.even_times(1, FPS),
+        settings={"synthetic": True},
+    )
+
+
+def _depth(disparity: Tensor, focal_px: float) -> Tensor:
     """Depth of a disparity, 0 where there is none."""
     known = disparity > 0
-    return torch.where(known, INTRINSICS[0] / torch.where(known, disparity, torch.ones_like(disparity)), 0.0)
+    return torch.where(known, focal_px / torch.where(known, disparity, torch.ones_like(disparity)), 0.0)
 
 
 def read_cameras(path: Path) -> dict[int, Tensor]:
-    """Left cam2world with OpenCV axes by frame number."""
+    """Left camera matrices, as stored, by frame number."""
     poses: dict[int, Tensor] = {}
     number = -1
     for line in encodings.require(path).read_text().splitlines():
@@ -62,47 +78,56 @@ def read_cameras(path: Path) -> dict[int, Tensor]:
         if words[:1] == ["Frame"]:
             number = int(words[1])
         elif words[:1] == ["L"]:
-            values = torch.tensor([float(word) for word in words[1:]], dtype=torch.float64)
-            poses[number] = values.reshape(4, 4) @ BLENDER
+            poses[number] = torch.tensor([float(word) for word in words[1:]], dtype=torch.float64).reshape(4, 4)
     return poses
 
 
-def _sequence(root: Path, scene: Path) -> Scene4D:
-    poses = read_cameras(root / "camera_data" / scene / "camera_data.txt")
-    images = sorted((root / "frames_cleanpass" / scene / "left").glob("*.png"))
-    images = [path for path in images if int(path.stem) in poses]
-    numbers = [path.stem for path in images]
-    disparity = torch.stack([encodings.read_pfm(root / "disparity" / scene / "left" / f"{n}.pfm") for n in numbers])
-    cam2world = torch.stack([poses[int(n)] for n in numbers])
-    flow, valid = _world_flow(root, scene, numbers, disparity, pose.relative_to_first(cam2world))
+def _read(root: Path, scene: Path, numbers: list[str], start: int, stop: int) -> Scene4D:
+    numbers = numbers[start:stop]
+    stored = decode.one(read_cameras, root / "camera_data" / scene / "camera_data.txt")
+    focal = WIDE_FOCAL_PX if "15mm_focallength" in scene.parts else INTRINSICS[0]
+    k = assemble.pinhole(focal, focal, *INTRINSICS[2:])
+    folder = root / "disparity" / scene / "left"
+    disparity = decode.stack(encodings.read_pfm, [folder / f"{n}.pfm" for n in numbers])
+    depth = _depth(disparity, focal)
+    cam2world, verdict = reprojection.choose_poses(
+        scene.as_posix(),
+        torch.stack([stored[int(n)] for n in numbers]),
+        depth,
+        k.expand(len(numbers), 3, 3),
+        DOCUMENTED,
+        axes=(reprojection.OPENGL,),
+    )
+    flow = valid = None
+    if (root / "optical_flow" / scene).is_dir() and len(numbers) > 1:
+        ahead, known = _ahead(root, scene, numbers, disparity, k, focal)
+        local = reprojection.points_of(depth, k.expand(len(numbers), 3, 3))
+        flow, valid = assemble.world_flow(local, ahead, known, cam2world)
+    images = [root / "frames_cleanpass" / scene / "left" / f"{n}.png" for n in numbers]
     return assemble.scene_from_depth(
         dataset="flyingthings",
-        sequence=str(scene),
-        images=[encodings.read_rgb(path) for path in images],
-        depth=_depth(disparity),
-        intrinsics=assemble.pinhole(*INTRINSICS),
+        sequence=scene.as_posix(),
+        images=decode.stack(encodings.read_rgb, images),
+        depth=depth,
+        intrinsics=k,
         cam2world=cam2world,
-        timestamps=assemble.even_times(len(images), FPS),
+        timestamps=assemble.even_times(len(numbers), FPS),
         scene_flow=flow,
         flow_valid=valid,
+        settings={"synthetic": True, "pose_reading": verdict.record()},
     )
 
 
-def _world_flow(
-    root: Path, scene: Path, numbers: list[str], disparity: Tensor, cam2world: Tensor
+def _ahead(
+    root: Path, scene: Path, numbers: list[str], disparity: Tensor, k: Tensor, focal: float
 ) -> tuple[Tensor, Tensor]:
-    """World displacement of every pixel: Z' = f / (disparity + change) at the pixel moved by the optical flow."""
-    size = (disparity.shape[1], disparity.shape[2])
-    grid, k = camera.pixel_grid(size), assemble.pinhole(*INTRINSICS).float()
-    total, valid = torch.zeros(len(numbers), *size, 3), torch.zeros(len(numbers), *size, dtype=torch.bool)
-    for t, number in enumerate(numbers[:-1]):
-        change = root / "disparity_change" / scene / "into_future" / "left" / f"{number}.pfm"
-        optical = root / "optical_flow" / scene / "into_future" / "left" / f"OpticalFlowIntoFuture_{number}_L.pfm"
-        ahead = disparity[t] + encodings.read_pfm(change)
-        moved = grid + encodings.read_pfm(optical)[..., :2]
-        here = pointmap.from_depth(_depth(disparity[t]), k)
-        there = camera.unproject(moved, _depth(ahead), k)
-        valid[t] = (disparity[t] > 0) & (ahead > 0) & moved.isfinite().all(-1)
-        flow = sceneflow.camera_to_world_flow(here, there - here, cam2world[t], cam2world[t + 1])
-        total[t] = torch.where(valid[t, ..., None], flow, torch.zeros_like(flow))
-    return total, valid
+    """Next positions in the next camera, Z' = f / (disparity + change) at the pixel moved by the optical flow."""
+    changes = root / "disparity_change" / scene / "into_future" / "left"
+    flows = root / "optical_flow" / scene / "into_future" / "left"
+    change = decode.stack(encodings.read_pfm, [changes / f"{n}.pfm" for n in numbers[:-1]])
+    names = [flows / f"OpticalFlowIntoFuture_{n}_L.pfm" for n in numbers[:-1]]
+    optical = decode.stack(encodings.read_pfm, names)[..., :2]
+    later = disparity[:-1] + change
+    grid = camera.pixel_grid((disparity.shape[1], disparity.shape[2]), torch.float64)
+    moved = camera.unproject(grid + optical.double(), _depth(later, focal).double(), k)
+    return moved, (disparity[:-1] > 0) & (later > 0) & optical.isfinite().all(-1)

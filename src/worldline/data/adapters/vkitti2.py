@@ -1,0 +1,129 @@
+"""Virtual KITTI 2: SceneXX/<variation>/frames/{rgb,depth,forwardFlow,forwardSceneFlow}/Camera_{0,1}, and text tables.
+
+Depth is a 16-bit png of planar centimetres (above 65500: sky); extrinsic.txt is world-to-camera; scene flow is a 16-bit
+png, S = (2/65535 rgb - 1) 10 metres, and optical flow u = (2/65535 R - 1)(W - 1), v likewise with H - 1, B = 0 unknown
+(data-formats.md 4.2). In which frame the scene flow is given is not documented: S = X'(camera t+1) - X(camera t) is
+assumed unless the optical flow, which the moved points must project to, says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldline.data import clips
+from worldline.data.adapters import assemble, decode, encodings, reprojection
+from worldline.data.clips import Sequence
+from worldline.geometry import pose
+from worldline.scene import Scene4D
+
+FPS = 10.0
+SKY_CENTIMETRES = 65500
+REACH_METRES = 10.0  # the largest scene flow the png can hold
+FRAMES = ("from camera t to camera t+1", "in camera t, without camera motion", "in the world")
+
+
+def sequences(root: Path) -> Iterator[Sequence]:
+    """One per scene, variation and camera."""
+    found = False
+    for folder in sorted(Path(root).glob("Scene*/*/frames/rgb/Camera_*")):
+        found = True
+        variation = folder.parents[2]
+        yield Sequence(
+            name=f"{variation.parent.name}/{variation.name}/{folder.name}",
+            frames=len(list(folder.glob("rgb_*.jpg"))),
+            read=partial(_read, variation, folder.name),
+            facts={"synthetic": True},
+        )
+    if not found:
+        raise FileNotFoundError(f"{root} has no Scene*/*/frames/rgb/Camera_*; give the root of Virtual KITTI 2.")
+
+
+def convert(root: Path) -> Iterator[Scene4D]:
+    """Every sequence, whole."""
+    return clips.scenes(sequences(root))
+
+
+def read_scene_flow(path: Path) -> Tensor:
+    """Scene flow [H, W, 3] in metres; NaN where it is cut off at the ends of the range."""
+    stored = encodings.read_rgb16(path)
+    flow = (stored.float() * (2 / 65535) - 1) * REACH_METRES
+    clipped = ((stored == 0) | (stored == 65535)).any(-1, keepdim=True)
+    return torch.where(clipped, torch.full_like(flow, torch.nan), flow)
+
+
+def read_flow(path: Path) -> Tensor:
+    """Optical flow [H, W, 2] in pixels; NaN where it is not known."""
+    stored = encodings.read_rgb16(path).float()
+    span = torch.tensor([stored.shape[1] - 1, stored.shape[0] - 1], dtype=torch.float32)
+    flow = (stored[..., :2] * (2 / 65535) - 1) * span
+    return torch.where(stored[..., 2:] > 0, flow, torch.full_like(flow, torch.nan))
+
+
+def _table(path: Path, camera: int) -> Tensor:
+    """Rows of a table for one camera, by frame: the columns after "frame cameraID"."""
+    rows = torch.from_numpy(np.loadtxt(encodings.require(path), skiprows=1, ndmin=2))
+    rows = rows[rows[:, 1] == camera]
+    return rows[rows[:, 0].argsort(), 2:]
+
+
+def _read(variation: Path, camera: str, start: int, stop: int) -> Scene4D:
+    def files(kind: str, name: str, last: int = stop) -> list[Path]:
+        return [variation / "frames" / kind / camera / name.format(t) for t in range(start, last)]
+
+    number = int(camera.removeprefix("Camera_"))
+    numbers = decode.one(_table, variation / "intrinsic.txt", number)[start:stop]
+    k = torch.stack([assemble.pinhole(*row[:4].tolist()) for row in numbers])
+    extrinsic = decode.one(_table, variation / "extrinsic.txt", number)[start:stop]
+    cam2world = pose.relative_to_first(torch.linalg.inv(extrinsic.reshape(-1, 4, 4)))
+    depth = decode.stack(encodings.read_depth_image, files("depth", "depth_{:05d}.png"), 100.0)
+    depth = torch.where(depth <= SKY_CENTIMETRES / 100, depth, torch.zeros_like(depth))
+    flow = valid = None
+    settings = {"synthetic": True, "first_frame": start}
+    if (variation / "frames" / "forwardSceneFlow" / camera).is_dir() and stop - start > 1:
+        moved = decode.stack(read_scene_flow, files("forwardSceneFlow", "sceneFlow_{:05d}.png", stop - 1))
+        optical = None
+        if (variation / "frames" / "forwardFlow" / camera).is_dir():
+            optical = decode.stack(read_flow, files("forwardFlow", "flow_{:05d}.png", stop - 1))
+        local = reprojection.points_of(depth, k)
+        ahead, verdict = _ahead(str(variation), local, moved.double(), optical, k, cam2world, depth[:-1] > 0)
+        known = (depth[:-1] > 0) & moved.isfinite().all(-1)
+        flow, valid = assemble.world_flow(local, ahead, known, cam2world)
+        settings["scene_flow_frame"] = verdict.record()
+    return assemble.scene_from_depth(
+        dataset="vkitti2",
+        sequence=f"{variation.parent.name}/{variation.name}/{camera}",
+        images=decode.stack(encodings.read_rgb, files("rgb", "rgb_{:05d}.jpg")),
+        depth=depth,
+        intrinsics=k,
+        cam2world=cam2world,
+        timestamps=assemble.even_times(stop - start, FPS),
+        scene_flow=flow,
+        flow_valid=valid,
+        settings=settings,
+    )
+
+
+def _ahead(
+    what: str, local: Tensor, moved: Tensor, optical: Tensor | None, k: Tensor, cam2world: Tensor, known: Tensor
+) -> tuple[Tensor, reprojection.Verdict]:
+    """Next positions in the next camera, under the reading of the scene flow's frame that fits the optical flow."""
+    here, to_next = cam2world[:-1], pose.inverse(cam2world[1:])
+    readings = {
+        FRAMES[0]: local[:-1] + moved,
+        FRAMES[1]: pose.transform(to_next @ here, local[:-1] + moved),
+        FRAMES[2]: pose.transform(to_next, pose.transform(here, local[:-1]) + moved),
+    }
+    scores = {}
+    if optical is not None:
+        known = known & optical.isfinite().all(-1) & moved.isfinite().all(-1)
+        scores = {
+            name: reprojection.flow_agreement(ahead, optical.double(), known, k[1:]) for name, ahead in readings.items()
+        }
+    verdict = reprojection.decide(f"scene flow of {what}", FRAMES[0], scores)
+    return readings[verdict.chosen], verdict

@@ -1,0 +1,90 @@
+"""Every adapter against a writer of its format that shares no code with it: converting gives the scene back."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adapters_writers.expected import Expected, compare
+from adapters_writers.packing import damage
+from adapters_writers.truth import to
+from worldline.data.adapters import sequences
+from worldline.data.clips import Clip, DamagedFile, Sequence
+
+WRITERS = (
+    "dynamic_replica",
+    "flyingthings",
+    "kubric",
+    "point_odyssey",
+    "sintel",
+    "spring",
+    "tartanair",
+    "vkitti2",
+)
+WRITTEN: dict[str, tuple[Path, list[Expected]]] = {}
+
+
+@pytest.fixture(scope="module", params=WRITERS)
+def written(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, list[Expected]]:
+    root = tmp_path_factory.mktemp(request.param)
+    return request.param, root, import_module(f"adapters_writers.{request.param}").write(root)
+
+
+def found(dataset: str, root: Path) -> dict[str, Sequence]:
+    listed = sequences(dataset, root)
+    assert listed is not None
+    return {sequence.name: sequence for sequence in listed}
+
+
+def check(sequence: Sequence, expected: Expected, start: int, stop: int) -> None:
+    clip = sequence.read(start, stop)
+    scene = clip.scene if isinstance(clip, Clip) else clip
+    compare(scene, expected, start, stop)
+    assert scene.provenance.source.endswith(expected.name)
+    if expected.tracks is None:
+        return
+    assert isinstance(clip, Clip) and clip.tracks is not None
+    points, visible = expected.tracks[0][start:stop], expected.tracks[1][start:stop]
+    if expected.cameras:
+        points = to(expected.truth.world2cam[start], points)
+    scale = np.abs(points).max()
+    assert (clip.tracks.visible.numpy() == visible).all() and clip.tracks.known.numpy()[visible].all()
+    assert np.abs(clip.tracks.points.numpy() - points)[clip.tracks.known.numpy()].max() < 1e-5 * scale + 1e-4
+
+
+def test_a_written_scene_comes_back(written: tuple[str, Path, list[Expected]]) -> None:
+    dataset, root, expected = written
+    listed = found(dataset, root)
+    assert sorted(listed) == sorted(one.name for one in expected)
+    for one in expected:
+        sequence = listed[one.name]
+        assert sequence.frames == len(one.truth.depth)
+        check(sequence, one, 0, sequence.frames)
+
+
+def test_a_part_is_in_the_world_of_its_first_frame(written: tuple[str, Path, list[Expected]]) -> None:
+    dataset, root, expected = written
+    for one in expected:
+        sequence = found(dataset, root)[one.name]
+        if sequence.cuttable and sequence.frames > 2:
+            check(sequence, one, 1, 3)
+
+
+def test_a_damaged_file_is_named(written: tuple[str, Path, list[Expected]], tmp_path: Path) -> None:
+    dataset, root, expected = written
+    for one in expected:
+        for pattern in one.damage:
+            copy = tmp_path / "copy"
+            shutil.copytree(root, copy)
+            (path,) = copy.glob(pattern)
+            damage(path)
+            with pytest.raises(DamagedFile) as caught:
+                found(dataset, copy)[one.name].whole()
+            assert caught.value.path == path, f"{pattern}: {caught.value}"
+            shutil.rmtree(copy)
