@@ -19,7 +19,10 @@ from worldline.data.synthetic import (
     sample_scene,
 )
 from worldline.data.synthetic.bodies import Body
+from worldline.data.synthetic.lens import compress, image_velocity, motion_blur
 from worldline.data.synthetic.motion import inverse
+from worldline.data.synthetic.sensor import expose
+from worldline.geometry import sceneflow
 
 SIZE = (32, 48)
 FRAMES = 4
@@ -272,3 +275,48 @@ def test_the_command_writes_a_video_and_its_truth(tmp_path) -> None:
     with pytest.raises(FileExistsError, match="--overwrite"):
         run(RenderSynthetic(out=out, seed=4, frames=3, size="32x48"))
     assert run(RenderSynthetic(out=out, seed=4, frames=2, size="32x48", overwrite=True, json=True)) == 0
+
+
+def test_motion_blur_runs_along_the_image_motion_and_leaves_a_still_picture_alone() -> None:
+    rows = torch.zeros(2, 16, 24, 3)
+    rows[:, :, 12] = 1  # a vertical line
+    across, along = torch.zeros(2, 16, 24, 2), torch.zeros(2, 16, 24, 2)
+    across[..., 0], along[..., 1] = 6, 6
+    blurred = motion_blur(rows, across, 0.5)
+    assert blurred[0, 8, 12, 0] < 0.7 and blurred[0, 8, 11, 0] > 0.05
+    assert torch.allclose(blurred.sum(2), rows.sum(2), atol=0.35)  # light is spread, not lost
+    assert torch.allclose(motion_blur(rows, along, 0.5), rows, atol=1e-5)
+    assert torch.equal(motion_blur(rows, torch.zeros_like(across), 0.5), rows)
+
+
+def test_image_velocity_is_what_the_pixels_do() -> None:
+    clip = render_batch([5], frames=3, size=SIZE, category="camera_only")
+    speed = image_velocity(clip.points[0], clip.sky[0], clip.scene_flow[0], clip.intrinsics[0], clip.cam2world[0])
+    flow = sceneflow.to_optical_flow(
+        clip.points[0, 0], clip.scene_flow[0, 0], clip.intrinsics[0, 1], clip.cam2world[0, 1]
+    )
+    seen = clip.valid[0, 0] & (flow.norm(dim=-1) < 5)
+    assert seen.float().mean() > 0.3
+    assert torch.allclose(speed[0][seen], flow[seen], atol=1e-3)
+    both = clip.valid[0, 1] & clip.valid[0, 2]
+    steady = (speed[2] - speed[1])[both].norm(dim=-1).median()
+    assert steady < 0.5 * speed[1][both].norm(dim=-1).median() + 0.1  # the last frame goes on as the one before
+
+
+def test_compression_loses_detail_not_the_picture() -> None:
+    clip = render_batch([6], frames=1, size=(33, 47)).rgb[0]
+    assert torch.equal(compress(clip, 0.0), clip)
+    light, heavy = ((compress(clip, s) - clip).abs().mean() for s in (0.005, 0.1))
+    assert light < 0.008 < heavy < 0.1
+    flat = torch.full((1, 16, 16, 3), 0.5)
+    assert (compress(flat, 0.1) - flat).abs().max() <= 0.1 / 16 + 1e-4
+
+
+def test_a_hand_held_video_changes_colours_only_and_repeats_by_seed() -> None:
+    config = RenderConfig(sensor=SensorConfig.video())
+    real, again = (render_batch([8], frames=2, size=SIZE, config=config) for _ in range(2))
+    perfect = render_batch([8], frames=2, size=SIZE)
+    assert torch.equal(real.rgb, again.rgb) and torch.equal(real.points, perfect.points)
+    assert not torch.equal(real.rgb, perfect.rgb)
+    with pytest.raises(ValueError, match="needs the image velocity"):
+        expose(perfect.rgb, [8], SensorConfig.video())

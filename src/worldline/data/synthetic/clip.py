@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from worldline.data.synthetic.lens import image_velocity
 from worldline.data.synthetic.pack import Tables, pack, world_poses
 from worldline.data.synthetic.raycast import Steps, cast
 from worldline.data.synthetic.sampling import SceneSpec, sample_scene
@@ -130,6 +131,19 @@ def _cameras(specs: Sequence[SceneSpec], size: tuple[int, int]) -> tuple[Tensor,
     return intrinsics.float(), poses.float()
 
 
+def _recorded(
+    surface: Surface, intrinsics: Tensor, cam2world: Tensor, seeds: Sequence[int], sensor: SensorConfig | None
+) -> Tensor:
+    """Colours [B, T, H, W, 3] as the camera records them."""
+    if sensor is None:
+        return surface.rgb
+    velocity = None
+    if sensor.shutter > 0:
+        clips = zip(surface.points, surface.sky, surface.scene_flow, intrinsics, cam2world, strict=True)
+        velocity = torch.stack([image_velocity(*clip) for clip in clips])
+    return expose(surface.rgb, seeds, sensor, velocity)
+
+
 def render_batch(
     seeds: Sequence[int],
     *,
@@ -176,7 +190,7 @@ def render_specs(
             tracks[i] = None if followed is None else (followed[0][place], followed[1][place])
     joined = Surface(*(torch.stack(values) for values in zip(*surfaces, strict=True)))  # type: ignore[arg-type]
     intrinsics, cam2world = (value.to(device) for value in _cameras(specs, size))
-    rgb = joined.rgb if config.sensor is None else expose(joined.rgb, [s.seed for s in specs], config.sensor)
+    rgb = _recorded(joined, intrinsics, cam2world, [spec.seed for spec in specs], config.sensor)
     flow_valid = ~joined.sky
     flow_valid[:, -1] = False
     return SyntheticBatch(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -48,7 +48,10 @@ def rendered_pairs(
 ) -> SyntheticBatch:
     """Scenes of one pair each, `gap` frames apart; `scene_flow` of frame 0 runs to the second picture."""
     specs = [at_frames(sample_scene(seed, frames=gap + 1), (0, gap)) for seed in seeds]
-    return render_specs(specs, size=size, device=device, config=config or RenderConfig(sensor=SensorConfig()))
+    config = config or RenderConfig(sensor=SensorConfig())
+    if config.sensor is not None:  # the shutter is open for a share of one frame, not of the gap
+        config = replace(config, sensor=replace(config.sensor, shutter=config.sensor.shutter / gap))
+    return render_specs(specs, size=size, device=device, config=config)
 
 
 def optical_flow(scenes: SyntheticBatch) -> tuple[Float[Tensor, "B H W 2"], Bool[Tensor, "B H W"]]:

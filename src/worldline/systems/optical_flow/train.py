@@ -31,7 +31,7 @@ def _begin(model: FlowNetwork, stage: Stage, start: stages.Start) -> FlowNetwork
 
 def synthetic(stage: Stage, model: FlowNetwork, device: str) -> loop.Batches:
     """Pairs of synthetic scenes by index; the index decides scenes, size, gap and whether there is a hint."""
-    config = RenderConfig(sensor=SensorConfig())
+    config = RenderConfig(sensor=SensorConfig.video())
     pairs = stage.pairs
 
     def batch(index: int) -> Pairs:
