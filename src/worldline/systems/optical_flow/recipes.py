@@ -42,8 +42,8 @@ class Stage:
 Recipe = stages.Recipe[NetworkConfig, Stage]
 """A full run."""
 
-STEPS = 4000
-"""About an hour of one core."""
+STEPS = 2200
+"""About half an hour of one core."""
 
 
 def mini(
