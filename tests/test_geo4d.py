@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geo4d_tiny import SMALL, live, video
 from worldline.data.synthetic import render_clip
 from worldline.diffusion import ddim
 from worldline.geometry import fit, pointmap, pose
@@ -17,29 +18,11 @@ from worldline.scene import Video
 from worldline.systems.geo4d import infer as g4
 from worldline.systems.geo4d import pretrained
 from worldline.systems.geo4d import representation as rep
-from worldline.systems.geo4d.config import MODALITIES, Geo4DConfig, UNetConfig, VaeConfig, mini_config
+from worldline.systems.geo4d.config import MODALITIES, Geo4DConfig, mini_config
 from worldline.systems.geo4d.frames import Fit, FrameLatents
 from worldline.systems.geo4d.networks import Geo4D, build, widened
 from worldline.systems.geo4d.system import Geo4DSystem, load_mini
 from worldline.systems.system import Loading, Options
-
-SMALL_VAE = VaeConfig(channels=(8, 8), blocks=1, latent_channels=2, scaling_factor=0.7, norm_groups=4)
-SMALL = Geo4DConfig(
-    unet=UNetConfig(
-        in_channels=10, out_channels=8, model_channels=8, channel_mult=(1, 1), num_res_blocks=1, attention_levels=(0,),
-        head_channels=4, context_dim=6, text_tokens=3, image_tokens=2, dropout=0.0, norm_groups=4,
-    ),
-    vae=SMALL_VAE, point_vae=replace(SMALL_VAE, uncertainty=True), window=4, stride=2, steps=2, fps=None,
-)  # fmt: skip
-
-
-def live(model: Geo4D) -> Geo4D:
-    """Networks start with zeroed residual branches, in which nothing could be told apart."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +34,6 @@ def model() -> Geo4D:
 @pytest.fixture(scope="module")
 def truth():
     return render_clip(4, frames=20, size=(48, 64))
-
-
-def video(count: int, size=(16, 24), seed: int = 0) -> Video:
-    frames = torch.rand(count, *size, 3, generator=torch.Generator().manual_seed(seed))
-    return Video(frames=frames, timestamps=torch.arange(count, dtype=torch.float64) / 24)
 
 
 def pictures_of(scene, gain: float = 1.0) -> rep.Pictures:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from worldline.cli import bench_geo4d, bench_motioncrafter
+from worldline.cli.bench_geo4d import Geo4DAblation
+from worldline.cli.bench_motioncrafter import MotionCrafterAblation
 from worldline.cli.console import note, progress_bar, result_json
 from worldline.cli.evaluate import note_failures, show
 
@@ -37,11 +40,15 @@ class Systems:
     """Also write the tables, with intervals, as Markdown."""
 
 
-arguments = {"systems": Systems}
+arguments = {"systems": Systems, "geo4d-ablation": Geo4DAblation, "motioncrafter-ablation": MotionCrafterAblation}
 
 
-def run(args: Systems) -> int:
+def run(args: Systems | Geo4DAblation | MotionCrafterAblation) -> int:
     """Gather clips and systems, run, show."""
+    if isinstance(args, Geo4DAblation):
+        return bench_geo4d.run(args)
+    if isinstance(args, MotionCrafterAblation):
+        return bench_motioncrafter.run(args)
     from itertools import chain
 
     from worldline.evaluation import benchmark, report, tables

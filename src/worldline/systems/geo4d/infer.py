@@ -26,6 +26,11 @@ from worldline.systems.geo4d.networks import Geo4D
 
 USUAL_FPS = 24.0
 
+PointDecoder = Literal["uncertain", "certain", "common"]
+
+CERTAIN = 0.5413248546129181
+"""Uncertainty channel of a pixel whose weight 1 / softplus is 1."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InferConfig:
@@ -37,6 +42,8 @@ class InferConfig:
         seeds: one run per seed; several give a per-pixel spread, hence confidence.
         final: what the sampler returns, see `diffusion.ddim`.
         modalities: what the alignment is told; points always.
+        point_decoder: how latents of points are decoded: by their own decoder with its uncertainty, by it with every
+            pixel as certain as any other, or by the common autoencoder, which says nothing about certainty.
         sky: which of the published thresholds for "nothing there".
         ray_reduction: rays are decoded from latents averaged over so many cells a side; 1 is exact, and costs as
             much as points and disparity together.
@@ -53,6 +60,7 @@ class InferConfig:
     seeds: tuple[int, ...] = (0,)
     final: ddim.Final = "published"
     modalities: tuple[Modality, ...] = MODALITIES
+    point_decoder: PointDecoder = "uncertain"
     sky: Literal["evaluation", "demo"] = "evaluation"
     ray_reduction: int = 1
     chunk: int = 4
@@ -95,28 +103,44 @@ def infer(
     Raises:
         ValueError: windows that do not overlap, or priors that do not fit the video.
     """
-    # 1. overlapping windows
-    plan = window_plan(len(video), model, config)
-    # 2. what the networks say about each: points, disparity and rays in the window's own frame
-    observer = Observer(video, model, config)
-    observations = []
-    for done, window in enumerate(plan):
-        progress("windows", done, len(plan))
-        observations.append(_cached(cache, window, lambda window=window: observer.observe(window)))
-    progress("windows", len(plan), len(plan))
-    # 3. one world, and a camera for every frame (eq. 4-10)
+    # 1. what the networks say about overlapping windows: points, disparity and rays in each window's own frame
+    observations = observe_all(video, model, config, cache=cache, progress=progress)
+    # 2. one world, and a camera for every frame (eq. 4-10)
     told = [_told(observation, config.modalities) for observation in observations]
     aligned = alignment.solve(told, len(video), video.size, priors, config.align, progress)
-    # 4. the scene, and how it was made
+    # 3. the scene, and how it was made
     settings = {
         **provenance.settings,
         "steps": config.steps or model.config.steps,
         "final": config.final,
         "seeds": list(config.seeds),
         "modalities": list(config.modalities),
-        "windows": len(plan),
+        "windows": len(observations),
     }
     return aligned.scene(video, replace(provenance, settings=settings))
+
+
+def observe_all(
+    video: Video,
+    model: Geo4D,
+    config: InferConfig = DEFAULTS,
+    *,
+    cache: WindowCache | None = None,
+    progress: Progress = no_progress,
+) -> list[Observation]:
+    """What the networks say about every window of a video, before they are aligned.
+
+    Raises:
+        ValueError: windows that do not overlap.
+    """
+    plan = window_plan(len(video), model, config)
+    observer = Observer(video, model, config)
+    observations = []
+    for done, window in enumerate(plan):
+        progress("windows", done, len(plan))
+        observations.append(_cached(cache, window, lambda window=window: observer.observe(window)))
+    progress("windows", len(plan), len(plan))
+    return observations
 
 
 def window_plan(num_frames: int, model: Geo4D, config: InferConfig) -> list[range]:
@@ -186,14 +210,18 @@ class Observer:
         model, scale = self.model, self.model.config.vae.scaling_factor
         parts = {name: part[0].transpose(0, 1)[:count] / scale for name, part in model.split(latents[None]).items()}
         pictures = {}
-        with _at(model.point_vae, self.device):
-            decoded = [model.point_vae.decode_with_uncertainty(z) for z in parts.pop("points").split(self.config.chunk)]
+        if self.config.point_decoder != "common":
+            with _at(model.point_vae, self.device):
+                points = parts.pop("points").split(self.config.chunk)
+                decoded = [model.point_vae.decode_with_uncertainty(z) for z in points]
             pictures["points"], pictures["uncertainty"] = (torch.cat(maps) for maps in zip(*decoded, strict=True))
         with _at(model.vae, self.device):
             for name, part in parts.items():
                 if name.startswith("ray"):
                     part = _coarser(part, self.config.ray_reduction)
                 pictures[name] = torch.cat([model.vae.decode(z) for z in part.split(self.config.chunk)])
+        if self.config.point_decoder != "uncertain":
+            pictures["uncertainty"] = torch.full_like(pictures["points"][:, :1], CERTAIN)
         return {name: self.fit.crop(maps.float()).cpu() for name, maps in pictures.items()}
 
     def _observation(self, window: range, runs: list[dict[str, Tensor]]) -> Observation:
