@@ -113,7 +113,7 @@ def dis(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """DIS as the parallax system uses it."""
     flow = DisFlow()
     method = doubled(flow) if one.shape[0] * one.shape[1] < SMALL_PIXELS else flow
-    return method(learned.grey(one), learned.grey(two))
+    return method(one, two)
 
 
 def zero(one: np.ndarray, two: np.ndarray) -> np.ndarray:

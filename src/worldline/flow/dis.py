@@ -6,15 +6,23 @@ from threading import local
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import UInt8
 
 
 @runtime_checkable
 class Flow(Protocol):
-    """Dense flow between two grey frames; must be callable from several threads at once."""
+    """Dense flow between two pictures; must be callable from several threads at once."""
 
     def __call__(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Flow [H, W, 2] float32 in pixels from `source` to `target`, both [H, W] uint8."""
+        """Flow [H, W, 2] float32 in pixels from `source` to `target`, both [H, W, 3] RGB or [H, W] grey, uint8."""
         ...
+
+
+def grey(picture: UInt8[np.ndarray, "H W ..."]) -> UInt8[np.ndarray, "H W"]:
+    """Luma of an RGB picture; a grey one as it is."""
+    import cv2
+
+    return np.ascontiguousarray(picture) if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
 
 
 class DisFlow:
@@ -25,10 +33,10 @@ class DisFlow:
         self._thread = local()  # a DIS object keeps buffers: one per thread
 
     def __call__(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Flow [H, W, 2] float32 in pixels from `source` to `target`, both [H, W] uint8."""
+        """Flow [H, W, 2] float32 in pixels from `source` to `target`, both [H, W, 3] RGB or [H, W] grey, uint8."""
         if not hasattr(self._thread, "dis"):
             self._thread.dis = self._create()
-        return self._thread.dis.calc(np.ascontiguousarray(source), np.ascontiguousarray(target), None)
+        return self._thread.dis.calc(grey(source), grey(target), None)
 
     def _create(self) -> Any:
         import cv2

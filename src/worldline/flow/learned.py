@@ -42,7 +42,7 @@ class LearnedFlow:
     ) -> tuple[Float[np.ndarray, "H W 2"], Float[np.ndarray, "H W"]]:
         """Flow in pixels, and the expected length of its error in pixels."""
         height, width = source.shape[:2]
-        coarse = self.hint(grey(source), grey(target))
+        coarse = self.hint(source, target)
         (one, first), (two, second) = self._encoded(source), self._encoded(target)
         hint = _padded(torch.from_numpy(np.ascontiguousarray(coarse)).permute(2, 0, 1)[None])
         found = self.network.match(one, two, first, second, hint.to(one))
@@ -65,13 +65,6 @@ class LearnedFlow:
             while len(self._known) > KEPT:
                 self._known.popitem(last=False)
         return made
-
-
-def grey(picture: UInt8[np.ndarray, "H W ..."]) -> UInt8[np.ndarray, "H W"]:
-    """Luma of an RGB picture; a grey one as it is."""
-    import cv2
-
-    return picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
 
 
 def _padded(values: Tensor) -> Tensor:

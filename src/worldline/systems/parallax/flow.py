@@ -47,15 +47,15 @@ def workers() -> int:
     return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
 
 
-def choose_gaps(gray: Sequence[np.ndarray], flow: Flow, config: FlowConfig) -> tuple[int, ...]:
+def choose_gaps(pictures: Sequence[np.ndarray], flow: Flow, config: FlowConfig) -> tuple[int, ...]:
     """Gaps worth computing for this clip: those that exist, and longer ones where the image moves slowly."""
-    count = len(gray)
+    count = len(pictures)
     gaps = [gap for gap in config.gaps if gap < count]
     for further in config.further_gaps:
         if not gaps or further * 2 > count:
             break
         starts = np.unique(np.linspace(0, count - 1 - gaps[-1], 6).astype(int))
-        motion = [np.median(np.linalg.norm(flow(gray[t], gray[t + gaps[-1]]), axis=-1)) for t in starts]
+        motion = [np.median(np.linalg.norm(flow(pictures[t], pictures[t + gaps[-1]]), axis=-1)) for t in starts]
         if not 0.2 < float(np.median(motion)) < config.slow_px:
             break
         gaps.append(further)
@@ -63,18 +63,18 @@ def choose_gaps(gray: Sequence[np.ndarray], flow: Flow, config: FlowConfig) -> t
 
 
 def compute_flows(
-    gray: Sequence[np.ndarray], flow: Flow, config: FlowConfig, progress: Progress = no_progress
+    pictures: Sequence[np.ndarray], flow: Flow, config: FlowConfig, progress: Progress = no_progress
 ) -> FlowPairs:
     """Flows of every frame to the frames 1, 2, 4 ... before and after it.
 
     Args:
-        gray: T frames [H, W] uint8.
+        pictures: T frames [H, W, 3] or [H, W] uint8.
         flow: the flow method.
         config: gaps and weights.
         progress: called once per frame.
     """
-    count, size = len(gray), gray[0].shape
-    gaps = choose_gaps(gray, flow, config)
+    count, size = len(pictures), pictures[0].shape[:2]
+    gaps = choose_gaps(pictures, flow, config)
     flow = doubled(flow) if size[0] * size[1] < config.small_pixels else flow
     offsets = tuple(sign * gap for gap in gaps for sign in (1, -1))
     arena = Arena(config.memory_bytes)
@@ -87,7 +87,7 @@ def compute_flows(
     def compute(t: int) -> None:
         for k, gap in enumerate(gaps):
             if t + gap < count:
-                ahead, back = flow(gray[t], gray[t + gap]), flow(gray[t + gap], gray[t])
+                ahead, back = flow(pictures[t], pictures[t + gap]), flow(pictures[t + gap], pictures[t])
                 for host, slot, one, other in ((t, 2 * k, ahead, back), (t + gap, 2 * k + 1, back, ahead)):
                     weight = forward_backward_weight(one, other, config.noise_px, config.relative)
                     store.flow[host, slot], store.weight[host, slot] = encode_flow(one, weight)

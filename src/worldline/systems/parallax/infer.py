@@ -90,7 +90,7 @@ def infer(
     rgb, gray = read_frames(video, working_size(video.size, config.pixels))
     known = what_is_known(video, gray[0].shape, config.cameras.default_focal, prior, priors)
     # 2. Dense flow at several gaps, both ways, and its matches on a grid.
-    pairs = clock("flow", lambda: compute_flows(gray, flow or DisFlow(config.flow.patch_stride), config.flow, progress))
+    pairs = clock("flow", lambda: compute_flows(rgb, flow or DisFlow(config.flow.patch_stride), config.flow, progress))
     matches = without_moving(take_matches(pairs, config.cameras.grid_points), known.moving)
     # 3. Cameras: what can be known, focal length, several starts, bundle adjustment.
     solution = clock("cameras", lambda: find_cameras(matches, pairs, known, config, cache, progress))
