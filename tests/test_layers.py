@@ -13,7 +13,7 @@ LAYER = {
     **dict.fromkeys(("geometry", "diffusion", "flow", "io"), 1),
     **dict.fromkeys(("windows", "align", "render", "data", "training"), 2),
     **dict.fromkeys(("systems", "evaluation"), 3),
-    **dict.fromkeys(("api", "scale", "viewer"), 4),
+    **dict.fromkeys(("api", "pictures", "scale", "viewer"), 4),
     "cli": 5,
 }
 SIBLINGS_MAY_MEET = {4, 5}
@@ -80,6 +80,7 @@ BUCKETS = {"fsspec", "s3fs", "gcsfs", "boto3", "adlfs"}
 MAY_REACH = {
     "io/weights.py": HTTP,  # weights of the hub
     "io/storage.py": {"fsspec"},  # clip stores at a URL that the user names
+    "data/curate/endpoint.py": HTTP,  # a language model at the address that the user names
 }
 
 
