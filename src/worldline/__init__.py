@@ -17,10 +17,12 @@ _HOME = {
     "Tracks4D": "scene",
     "Video": "scene",
     "evaluate": "api",
+    "generate": "api",
     "load": "api",
     "load_video": "api",
     "reconstruct": "api",
     "save": "api",
+    "synthesize": "api",
     "systems": "api",
     "train": "api",
     "view": "api",
@@ -29,7 +31,18 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from worldline.api import evaluate, load, load_video, reconstruct, save, systems, train, view  # noqa: F401
+    from worldline.api import (  # noqa: F401
+        evaluate,
+        generate,
+        load,
+        load_video,
+        reconstruct,
+        save,
+        synthesize,
+        systems,
+        train,
+        view,
+    )
     from worldline.scene import Cameras, Provenance, Scene4D, Tracks4D, Video  # noqa: F401
 
 

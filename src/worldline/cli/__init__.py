@@ -18,6 +18,8 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "reconstruct": Command("reconstruct", "video in, 4D scene out: points, scene flow and cameras in one world"),
+    "generate": Command("generate", "picture in, moving points out: where every pixel goes"),
+    "synthesize": Command("synthesize", "tracks or scene in, video along a camera path out"),
     "view": Command("view", "look at a scene in the browser"),
     "info": Command("info", "what a stored scene holds"),
     "systems": Command("systems", "the systems: what they do, their weights and licences"),

@@ -16,7 +16,7 @@ class View:
     """Look at a scene in the browser: points over time, motion, cameras. Ctrl-C ends it."""
 
     scene: Annotated[Path, tyro.conf.Positional]
-    """Folder written by `worldline reconstruct`."""
+    """Folder written by `worldline reconstruct`, or tracks by `worldline generate`."""
     port: int = 8080
     """Port on this machine; the next free one is used when it is taken."""
     open: bool = True

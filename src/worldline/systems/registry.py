@@ -9,6 +9,7 @@ from typing import Literal
 
 from worldline.systems.system import Loading as Loading
 from worldline.systems.system import Options as Options
+from worldline.systems.system import PictureSystem as PictureSystem
 from worldline.systems.system import VideoSystem as VideoSystem
 
 
@@ -29,7 +30,7 @@ class Card:
     """Both sides are rounded to a multiple of this by default."""
     needs: tuple[str, ...]
     """Python packages beyond the core."""
-    load: Callable[[Loading], VideoSystem]
+    load: Callable[[Loading], VideoSystem | PictureSystem]
 
     @property
     def installed(self) -> bool:
@@ -49,8 +50,26 @@ def _motioncrafter(loading: Loading) -> VideoSystem:
     return load_published(loading)
 
 
+def _motioncrafter_denoising(loading: Loading) -> VideoSystem:
+    from worldline.systems.motioncrafter.system import load_denoising
+
+    return load_denoising(loading)
+
+
 def _geo4d(loading: Loading) -> VideoSystem:
     from worldline.systems.geo4d.system import load_published
+
+    return load_published(loading)
+
+
+def _more4d_mini(loading: Loading) -> PictureSystem:
+    from worldline.systems.more4d.system import load_mini
+
+    return load_mini(loading)
+
+
+def _more4d(loading: Loading) -> PictureSystem:
+    from worldline.systems.more4d.system import load_published
 
     return load_published(loading)
 
@@ -101,6 +120,18 @@ CARDS = {
             load=_motioncrafter,
         ),
         Card(
+            name="motioncrafter-denoising",
+            summary="MotionCrafter's denoising U-Net: three seeds, their spread is the confidence; 15 times slower",
+            kind="video",
+            weights="hub: TencentARC/MotionCrafter and Stable Video Diffusion (about 5 GB)",
+            licence="academic, non-commercial, not intended for the EU",
+            embedded=False,
+            area=320 * 640,
+            multiple=2,
+            needs=(),
+            load=_motioncrafter_denoising,
+        ),
+        Card(
             name="geo4d",
             summary="Geo4D as published: point, disparity and ray maps of windows, aligned",
             kind="video",
@@ -112,6 +143,30 @@ CARDS = {
             needs=(),
             load=_geo4d,
         ),
+        Card(
+            name="more4d-mini",
+            summary="MoRe4D at laptop size: a picture begins to move, seen along any camera path",
+            kind="image",
+            weights="yours: `worldline train more4d-mini`, then --weights FILE (18 MB); none is embedded yet",
+            licence="Apache-2.0",
+            embedded=False,
+            area=192 * 288,
+            multiple=2,
+            needs=(),
+            load=_more4d_mini,
+        ),
+        Card(
+            name="more4d",
+            summary="MoRe4D as published: a picture begins to move, seen along any camera path",
+            kind="image",
+            weights="hub: Yanran21/MoGe4D and Wan2.1-Fun-V1.1-14B-InP (about 100 GB)",
+            licence="MoRe4D's are not stated (code MIT), Wan2.1-Fun Apache-2.0, OmniMAE inside CC BY-NC 4.0",
+            embedded=False,
+            area=368 * 512,
+            multiple=2,
+            needs=(),
+            load=_more4d,
+        ),
     )
 }
 
@@ -121,3 +176,17 @@ def card(name: str) -> Card:
     if name not in CARDS:
         raise ValueError(f"There is no system '{name}'; choose one of: {', '.join(CARDS)}.")
     return CARDS[name]
+
+
+def of_kind(system: str, kind: str) -> Card:
+    """The card of a system that does what is wanted.
+
+    Raises:
+        ValueError: there is none of that name, or it is of the other kind.
+    """
+    entry = card(system)
+    if entry.kind != kind:
+        names = ", ".join(name for name, other in CARDS.items() if other.kind == kind)
+        does = {"image": "turns pictures into tracks", "video": "reconstructs videos"}
+        raise ValueError(f"The system {system} {does[entry.kind]}; for this, choose one of: {names}.")
+    return entry

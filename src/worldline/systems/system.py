@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
 from worldline.align.config import Priors
 from worldline.io.partial import PartialRun
-from worldline.scene import Progress, Scene4D, Video, no_progress
+from worldline.scene import Progress, Scene4D, Tracks4D, Video, no_progress
+
+Offload = Literal["auto", "none", "model", "sequential", "sharded"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,22 @@ class VideoSystem(Protocol):
         ...
 
 
+@runtime_checkable
+class PictureSystem(Protocol):
+    """Anything that turns a picture into tracks, and tracks or scenes into videos along a camera path."""
+
+    parameters: int
+    """Number of learned parameters."""
+
+    def generate(self, picture: Any, prompt: str, depth_prior: Any, **options: Any) -> Tracks4D:
+        """Tracks of the picture's pixels."""
+        ...
+
+    def synthesize(self, source: Tracks4D | Scene4D, path: Any, **options: Any) -> Video:
+        """A video along a path of cam2world poses."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loading:
     """How to load a system.
@@ -56,9 +74,12 @@ class Loading:
         dtype: precision of its networks; None is the system's own default.
         weights: folder or hub repository of other weights; None is the published or embedded ones.
         accept_license: the caller has read and accepts the licence of the weights.
+        offload: for the largest networks on a GPU: "none" holds everything there, "model" one network at a time,
+            "sequential" one block at a time, "sharded" spreads blocks over all GPUs; "auto" by what fits.
     """
 
     device: torch.device
     dtype: torch.dtype | None = None
     weights: str | None = None
     accept_license: bool = False
+    offload: Offload = "auto"

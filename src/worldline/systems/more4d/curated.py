@@ -88,7 +88,7 @@ def curated(folder: Path) -> Source:
         def batch(index: int) -> MotionSamples | FillSamples:
             chosen = [records[i] for i in order(len(records), stage.train.batch_size, index, stage.train.seed)]
             clips = [clip(path) for path in chosen]
-            if stage.samples == "motion":
+            if stage.samples.startswith("motion"):
                 return moving(clips, sizes.focal, device)
             videos = [read_video(path, sizes.frames, sizes.size) for path in chosen]
             return holed(clips, videos, device)

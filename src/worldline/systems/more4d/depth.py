@@ -1,14 +1,17 @@
-"""Where the depth of the picture comes from: one interface, and four ways to fill it (spec 3.3).
+"""Where the depth of the picture comes from: one interface, and the ways to fill it (spec 3.3).
 
 The picture goes in as it is, in [0, 1]; depth and camera come out together, and both are used.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -163,3 +166,94 @@ class TransformersDepth:
         degrees = FIELD_OF_VIEW_DEG if view is None else float(view)
         depth = found["predicted_depth"].to(image)
         return _guess(depth, camera_of(size, degrees, depth), "metric")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageDepth:
+    """UniDepthV2 or MoGe, where their package is installed; depth and camera both are theirs.
+
+    Attributes:
+        model: the network.
+        kind: which one it is.
+    """
+
+    model: Any
+    kind: Literal["unidepth", "moge"]
+
+    @classmethod
+    def by_name(
+        cls, kind: Literal["unidepth", "moge"], *, device: torch.device | str = "cpu", download: bool = False
+    ) -> PackageDepth:
+        """The published weights of one of the two (UniDepth and its weights: CC BY-NC).
+
+        Raises:
+            ValueError: the package is not installed.
+            FileNotFoundError: the weights are not on this machine and `download` is off.
+        """
+        module, name, weights = PACKAGES[kind]
+        try:
+            network = getattr(importlib.import_module(module), name)
+        except ImportError as error:
+            package = module.split(".")[0]
+            raise ValueError(f"The depth prior {kind} needs the package {package}, which is not installed.") from error
+        try:
+            model = network.from_pretrained(weights, local_files_only=not download)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"There are no weights {weights} on this machine; allow their download (--download)."
+            ) from error
+        return cls(model=model.to(device).eval(), kind=kind)
+
+    @torch.no_grad()
+    def __call__(self, image: Float[Tensor, "H W 3"]) -> DepthGuess:
+        """What the model says; both count pixels from the corner of the picture, we from the middle of the first."""
+        device, size = next(self.model.parameters()).device, (image.shape[0], image.shape[1])
+        picture = image.clamp(0, 1).movedim(-1, 0).to(device)
+        if self.kind == "unidepth":  # a byte picture, which it standardises itself (spec 3.3)
+            found = self.model.infer((picture * 255).round().byte())
+            depth, intrinsics = found["depth"].reshape(size), found["intrinsics"].reshape(3, 3).clone()
+        else:
+            found = self.model.infer(picture)
+            depth = torch.where(found["mask"].bool(), found["depth"], torch.zeros_like(found["depth"]))
+            intrinsics = found["intrinsics"] * found["intrinsics"].new_tensor([[size[1]], [size[0]], [1.0]])
+        intrinsics = intrinsics - intrinsics.new_tensor([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
+        return _guess(depth.to(image), intrinsics.to(image), "metric")
+
+
+PACKAGES: dict[str, tuple[str, str, str]] = {
+    "unidepth": ("unidepth.models", "UniDepthV2", "lpiccinelli/unidepth-v2-vitl14"),
+    "moge": ("moge.model.v2", "MoGeModel", "Ruicheng/moge-2-vitl"),
+}
+"""Module, class and weights of priors that are packages of their own."""
+
+DEPTH_FILES = (".npy", ".npz", ".png")
+
+
+def read_depth(file: Path) -> tuple[Float[Tensor, "H W"], Scale]:
+    """A depth map: .npy or .npz (array "depth") in any unit, or a 16-bit .png in millimetres, which is metric.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no depth map.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no depth map {file}.")
+    scale: Scale = "metric" if file.suffix == ".png" else "relative"
+    try:
+        if file.suffix == ".png":
+            from PIL import Image
+
+            picture = Image.open(file)
+            if not picture.mode.startswith("I"):
+                raise ValueError("its pixels have 8 bits")
+            values = np.asarray(picture, dtype=np.float32) / 1000
+        else:
+            loaded = np.load(file, allow_pickle=False)
+            values = np.asarray(loaded["depth"] if file.suffix == ".npz" else loaded, dtype=np.float32)
+    except (ValueError, KeyError, OSError) as error:
+        raise ValueError(
+            f"{file} is no depth map ({error}); give .npy, .npz with 'depth', or a 16-bit .png in millimetres."
+        ) from error
+    if values.ndim != 2:
+        raise ValueError(f"{file} has shape {list(values.shape)}; a depth map is [height, width].")
+    return torch.from_numpy(values.copy()), scale

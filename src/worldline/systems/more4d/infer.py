@@ -7,6 +7,7 @@ through files; holes are where no point falls.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -22,6 +23,7 @@ from worldline.systems.more4d.depth import DepthPrior
 from worldline.systems.more4d.networks import MoRe4D
 from worldline.systems.more4d.representation import (
     Fitted,
+    along_edges,
     generator_conditions,
     inpainter_conditions,
     to_channels,
@@ -60,6 +62,7 @@ def generate(
     depth_prior: DepthPrior,
     config: SamplingConfig | None = None,
     *,
+    size: tuple[int, int] | None = None,
     progress: Progress = no_progress,
     provenance: Provenance | None = None,
 ) -> Tracks4D:
@@ -71,11 +74,13 @@ def generate(
         model: the networks.
         depth_prior: guesses depth and camera.
         config: sampling; None: the published settings.
+        size: (H, W) of the tracks; None: the model's. Motion is generated at the model's size and brought to the
+            picture's pixels along its edges.
         progress: told the steps of sampling.
         provenance: of the result.
 
     Returns:
-        Tracks at the model's size, in the unit of the depth prior; `reference` is 0.
+        Tracks of the picture's central part, in the unit of the depth prior; `reference` is 0.
 
     Raises:
         ValueError: the picture is not in [0, 1], or its depth is unknown everywhere.
@@ -84,17 +89,17 @@ def generate(
     _check_picture(image)
     sizes, like = model.config, next(model.generator.parameters())
 
-    # 1. the picture at the model's size, cropped
-    fitted = Fitted.of(image, sizes.size)
+    # 1. the picture at the model's size and at that of the tracks, cropped
+    small, large = Fitted.of(image, sizes.size), Fitted.of(image, size or sizes.size)
 
     # 2. where its pixels are
     guess = depth_prior(image)
-    depth, camera = fitted.maps(guess.filled()), fitted.intrinsics(guess.intrinsics)
-    reference = from_depth(depth, camera)
+    far, near = small.maps(guess.filled()), large.maps(guess.filled())
+    camera = large.intrinsics(guess.intrinsics)
 
     # 3. what the generator is told
-    picture = (2 * fitted.image - 1).movedim(-1, 0)[None].to(like)
-    conditions = generator_conditions(model.vae, picture, depth[None].to(like), sizes.frames, sizes.stills)
+    picture = (2 * small.image - 1).movedim(-1, 0)[None].to(like)
+    conditions = generator_conditions(model.vae, picture, far[None].to(like), sizes.frames, sizes.stills)
     velocity = _generator(model, conditions, picture, prompt, config)
 
     # 4. a latent, and the motion it stands for
@@ -103,15 +108,19 @@ def generate(
         velocity, noise, steps=config.steps, shift=config.shift, step_name="generate", progress=progress
     )
     motion = to_maps(model.vae.decode(latent.to(like)).float())[0].clamp(-config.largest, config.largest)
+    motion = motion.to(near) * (torch.arange(sizes.frames, device=near.device) > 0)[:, None, None, None]
+    if size is not None and size != sizes.size:
+        motion = along_edges(motion, small.image.to(motion), far.to(motion), large.image.to(motion), near.to(motion))
 
     # 5. tracks: the normalisation undone with the constants of training
-    normalization = DepthGuidedMotion(reference=reference, focal=_focal(model, camera, sizes.size))
-    motion = motion.to(reference) * (torch.arange(sizes.frames, device=reference.device) > 0)[:, None, None, None]
+    normalization = DepthGuidedMotion(
+        reference=from_depth(near, camera), focal=_focal(model, camera, (near.shape[0], near.shape[1]))
+    )
     points = normalization.invert(motion)
 
     # 6. what the camera, which stands still, sees of them
     provenance = provenance or Provenance(system="more4d", settings={**asdict(config), "prompt": prompt})
-    return _standing(points, camera, fitted.image, config.fps, guess.scale, provenance)
+    return _standing(points, camera, large.image, config.fps, guess.scale, provenance)
 
 
 def _check_picture(image: Tensor) -> None:
@@ -183,7 +192,7 @@ def synthesize(
     config: SamplingConfig | None = None,
     *,
     prompt: str = "",
-    times: list[int] | None = None,
+    times: Sequence[float] | None = None,
     intrinsics: Float[Tensor, "3 3"] | None = None,
     size: tuple[int, int] | None = None,
     progress: Progress = no_progress,
@@ -196,7 +205,7 @@ def synthesize(
         model: the networks; None fills holes with the nearest pixel's colour.
         config: sampling; None: the published settings.
         prompt: what is seen.
-        times: which time of the source each frame shows; None spreads them evenly.
+        times: which time of the source each frame shows, between two of them for tracks; None spreads them evenly.
         intrinsics: of the cameras; None: the input camera's.
         size: (H, W) of the video; None: the source's.
         progress: told the steps of rendering and sampling.
@@ -204,16 +213,15 @@ def synthesize(
     config = config or SamplingConfig()
 
     # 1. the points seen along the path, and where none is
-    times = spread(len(source), len(path)) if times is None else times
+    if times is None:
+        times = times_of(source, len(path))
     seen = splatting.render(source, path, times, intrinsics=intrinsics, size=size, progress=progress)
 
     # 2. the holes
     if model is None:
         filled = nearest(seen)
     else:
-        windows = range(0, len(path), model.config.frames)
-        parts = [slice(start, min(start + model.config.frames, len(path))) for start in windows]
-        filled = torch.cat([_inpainted(seen, part, source, model, prompt, config, progress) for part in parts])
+        filled = _in_windows(seen, source, model, prompt, config, progress)
 
     # 3. what was seen stays
     if config.keep_rendered:
@@ -222,9 +230,10 @@ def synthesize(
     return Video(frames=filled.clamp(0, 1), timestamps=stamps)
 
 
-def spread(available: int, wanted: int) -> list[int]:
-    """Indices of times, the first and the last included, evenly spread."""
-    return [round(i * (available - 1) / max(wanted - 1, 1)) for i in range(wanted)]
+def times_of(source: Tracks4D | Scene4D, frames: int) -> list[float]:
+    """Which time of a source each frame of a video shows: evenly from the first to the last; a scene's own times."""
+    times = [i * (len(source) - 1) / max(frames - 1, 1) for i in range(frames)]
+    return times if isinstance(source, Tracks4D) else [float(round(time)) for time in times]
 
 
 def nearest(seen: splatting.Rendering) -> Float[Tensor, "T H W 3"]:
@@ -241,9 +250,36 @@ def nearest(seen: splatting.Rendering) -> Float[Tensor, "T H W 3"]:
     return torch.stack(out)
 
 
-def _inpainted(
+def windows(frames: int, window: int) -> list[slice]:
+    """Ranges that cover a video; each but the first begins with the last quarter of the one before."""
+    step = window - max(1, window // 4)
+    starts = [0]
+    while starts[-1] + window < frames:
+        starts.append(starts[-1] + step)
+    return [slice(start, min(start + window, frames)) for start in starts]
+
+
+def _in_windows(
     seen: splatting.Rendering,
-    part: slice,
+    source: Tracks4D | Scene4D,
+    model: MoRe4D,
+    prompt: str,
+    config: SamplingConfig,
+    progress: Progress,
+) -> Float[Tensor, "T H W 3"]:
+    """A video of any length inpainted; what a window filled is known to the next one."""
+    frames, coverage = seen.frames.clone(), seen.coverage.clone()
+    for part in windows(len(frames), model.config.frames):
+        filled = _inpainted(frames[part], coverage[part], source, model, prompt, config, progress)
+        known = coverage[part][..., None]
+        frames[part] = filled if not config.keep_rendered else torch.where(known, frames[part], filled)
+        coverage[part] = True
+    return frames
+
+
+def _inpainted(
+    frames: Float[Tensor, "T H W 3"],
+    coverage: Bool[Tensor, "T H W"],
     source: Tracks4D | Scene4D,
     model: MoRe4D,
     prompt: str,
@@ -251,7 +287,6 @@ def _inpainted(
     progress: Progress,
 ) -> Float[Tensor, "T H W 3"]:
     """Some frames inpainted at the model's size and brought back to their own."""
-    frames, coverage = seen.frames[part], seen.coverage[part]
     like, sizes = next(model.inpainter.parameters()), model.config
     short = sizes.frames - len(frames)
     video, known = shrunk(frames, coverage, sizes.size)

@@ -5,6 +5,8 @@ Coverage is counted, not guessed from colour: a black pixel that a point fell on
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,27 +61,42 @@ def size_of(source: Tracks4D | Scene4D) -> tuple[int, int]:
     return source.points.shape[1], source.points.shape[2]
 
 
-def solid(source: Tracks4D | Scene4D, time: int, edge: float = EDGE) -> Bool[Tensor, "H W"]:
+def points_at(source: Tracks4D | Scene4D, time: float) -> Float[Tensor, "H W 3"]:
+    """Points of a time; between two times, tracks go straight from one to the next.
+
+    Raises:
+        ValueError: a time between the frames of a scene, whose pixels are not the same points.
+    """
+    before = math.floor(time)
+    if time == before:
+        return source.points[before]
+    if not isinstance(source, Tracks4D):
+        raise ValueError(f"A scene has points at its own frames only, not at {time:g}; round it.")
+    return source.points[before].lerp(source.points[before + 1], time - before)
+
+
+def solid(source: Tracks4D | Scene4D, time: float, edge: float = EDGE) -> Bool[Tensor, "H W"]:
     """Pixels whose points may be shown at a time: valid, finite and not between two surfaces."""
     if isinstance(source, Tracks4D):
         seen, pose = source.points[source.reference], input_pose(source)
-        known = source.points[time].isfinite().all(-1) & seen.isfinite().all(-1)
+        known = points_at(source, time).isfinite().all(-1) & seen.isfinite().all(-1)
     else:
+        time = int(time)
         seen, known = source.points[time], source.valid[time]
         pose = input_pose(source) if source.cameras is None else source.cameras.cam2world[time]
     depth = depth_of(seen, pose.to(seen))
     return known & ~depth_edges(torch.where(known, depth, torch.zeros_like(depth)), edge)
 
 
-def colors_of(source: Tracks4D | Scene4D, time: int) -> Float[Tensor, "H W 3"]:
+def colors_of(source: Tracks4D | Scene4D, time: float) -> Float[Tensor, "H W 3"]:
     """Colours in [0, 1] of the points of a time: constant for tracks."""
-    return source.colors if isinstance(source, Tracks4D) else source.video.select([time]).rgb()[0]
+    return source.colors if isinstance(source, Tracks4D) else source.video.select([int(time)]).rgb()[0]
 
 
 def render(
     source: Tracks4D | Scene4D,
     path: Float[Tensor, "T 4 4"],
-    times: list[int],
+    times: Sequence[float],
     *,
     intrinsics: Float[Tensor, "3 3"] | None = None,
     size: tuple[int, int] | None = None,
@@ -92,7 +109,7 @@ def render(
     Args:
         source: tracks or a scene, in one world.
         path: cam2world.
-        times: index of the source's time that each pose shows.
+        times: which time of the source each pose shows; between two of them for tracks, see `points_at`.
         intrinsics: of the cameras for `size`; None: the input camera's.
         size: (H, W); None: the source's.
         radius_px: of a point's disc; 1 leaves no pin-holes up to a zoom of about three.
@@ -104,13 +121,13 @@ def render(
     """
     if len(path) != len(times):
         raise ValueError(f"{len(path)} poses need as many times, got {len(times)}.")
-    if not all(0 <= time < len(source) for time in times):
+    if not all(0 <= time <= len(source) - 1 for time in times):
         raise ValueError(f"Times must be from 0 to {len(source) - 1}, got {min(times)} to {max(times)}.")
     camera = input_intrinsics(source) if intrinsics is None else intrinsics
     parts = []
     for done, (pose, time) in enumerate(zip(path, times, strict=True)):
         shown = solid(source, time, edge)
-        points, colors = source.points[time][shown].float(), colors_of(source, time)[shown]
+        points, colors = points_at(source, time)[shown].float(), colors_of(source, time)[shown]
         parts.append(splat(points, colors, pose.to(points), camera.to(points), size or size_of(source), radius_px))
         progress("render", done + 1, len(path))
     return Rendering(

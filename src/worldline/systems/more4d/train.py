@@ -16,6 +16,8 @@ from worldline.systems.more4d.representation import to_channels
 from worldline.training import stages
 from worldline.training.loop import Batches
 
+Source = stages.Source
+
 KEPT = "kept"
 """Folder beside the checkpoints for rendered scenes and latents; may be deleted, and is then made again."""
 
