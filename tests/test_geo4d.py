@@ -21,6 +21,7 @@ from worldline.systems.geo4d import representation as rep
 from worldline.systems.geo4d.config import MODALITIES, Geo4DConfig, mini_config
 from worldline.systems.geo4d.frames import Fit, FrameLatents
 from worldline.systems.geo4d.networks import Geo4D, build, widened
+from worldline.systems.geo4d.observe import agreement
 from worldline.systems.geo4d.system import Geo4DSystem, load_mini
 from worldline.systems.system import Loading, Options
 
@@ -172,9 +173,8 @@ def spy(monkeypatch, owner, name):
     return calls
 
 
-def test_each_frame_is_encoded_once_and_the_context_prepared_once(model, monkeypatch):
+def test_each_frame_is_encoded_once(model, monkeypatch):
     encoded = spy(monkeypatch, model.vae, "encode")
-    contexts = spy(monkeypatch, model.unet, "context_cache")
     clip = video(9)
     observer = g4.Observer(clip, model)
     plan = g4.window_plan(9, model, g4.DEFAULTS)
@@ -182,7 +182,23 @@ def test_each_frame_is_encoded_once_and_the_context_prepared_once(model, monkeyp
         observer.observe(window)
     assert [window.start for window in plan] == [0, 2, 4, 5]
     assert sum(len(call[0]) for call in encoded) == 9
-    assert len(contexts) == 1
+
+
+def test_the_context_is_prepared_once_for_all_videos_and_again_for_other_weights(monkeypatch):
+    model = live(build(SMALL))
+    prepared = spy(monkeypatch, model.unet, "context_cache")
+    observe = lambda seed: g4.Observer(video(4, seed=seed), model).observe(range(4)).points  # noqa: E731
+    before, _ = observe(1), observe(2)
+    assert len(prepared) == 1
+    with torch.no_grad():
+        model.context.mul_(2)
+    changed = observe(1)
+    assert len(prepared) == 2 and not torch.equal(before, changed)
+    fresh = live(build(SMALL))
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(g4.Observer(video(4, seed=1), fresh).observe(range(4)).points, changed)
+    model.load_state_dict({"context": model.context.detach() / 2}, strict=False, assign=True)
+    assert torch.equal(observe(1), before)
 
 
 def test_latents_do_not_depend_on_the_company_they_are_encoded_in(model):
@@ -221,21 +237,37 @@ def test_the_seed_decides(model):
 
 def test_seeds_that_disagree_lower_the_confidence():
     same = torch.rand(1, 2, 4, 5, 3).expand(3, -1, -1, -1, -1)
-    assert bool((g4.agreement(same, 0.02) > 0.999).all())
+    assert bool((agreement(same, 0.02) > 0.999).all())
     apart = same + torch.tensor([-0.02, 0.0, 0.02])[:, None, None, None, None] * torch.tensor([1.0, 0, 0])
     expected = 1 / (1 + (2 / 3) * 0.02**2 / 0.02**2)
-    assert torch.allclose(g4.agreement(apart, 0.02), torch.full((2, 4, 5), expected), atol=1e-3)
+    assert torch.allclose(agreement(apart, 0.02), torch.full((2, 4, 5), expected), atol=1e-3)
 
 
-def test_finished_windows_are_not_made_again(model, monkeypatch):
-    kept: dict[str, dict] = {}
-    cache = type(
-        "Cache", (), {"get": lambda self, key: kept.get(key), "put": lambda self, key, v: kept.update({key: v})}
-    )
-    first = g4.infer(video(6), model, cache=cache())
+class Kept(dict):
+    """A cache of windows that counts how often it is asked."""
+
+    asked = 0
+
+    def get(self, key):
+        self.asked += 1
+        return super().get(key)
+
+    def put(self, key, tensors):
+        self[key] = tensors
+
+
+def test_finished_windows_are_not_made_again_and_stay_in_the_cache(model, monkeypatch):
+    cache, clip = Kept(), video(6)
+    seen = g4.observe_all(clip, model, cache=cache)
+    assert len(cache) == len(seen) == 2 and cache.asked == 2
+    expected = [g4.Observer(clip, model).observe(window) for window in g4.window_plan(6, model, g4.DEFAULTS)]
     monkeypatch.setattr(g4.Observer, "observe", lambda *_: pytest.fail("a finished window was made again"))
-    again = g4.infer(video(6), model, cache=cache())
-    assert torch.equal(first.points, again.points) and len(kept) == 2
+    assert [torch.equal(a.points, b.points) for a, b in zip(seen, expected, strict=True)] == [True, True]
+    assert cache.asked == 4  # fetched when asked for, not held
+    again = g4.observe_all(clip, model, cache=cache).told(("points",))
+    assert again[-1].disparity is None and seen[-1].disparity is not None
+    with pytest.raises(IndexError):
+        seen[2]
 
 
 def test_coarse_rays_cost_less(model, monkeypatch):
@@ -255,9 +287,9 @@ def test_the_alignment_is_told_only_what_is_asked_for(model, monkeypatch):
     told = []
     solve = g4.alignment.solve
     monkeypatch.setattr(g4.alignment, "solve", lambda o, *rest: told.extend(o) or solve(o, *rest))
-    g4.infer(video(4), model, g4.InferConfig(modalities=("points", "disparity")))
+    assert "disparity" in g4.infer(video(4), model, g4.InferConfig(modalities=("points", "disparity"))).extras
     assert told[0].ray_direction is None and told[0].disparity is not None
-    g4.infer(video(4), model, g4.InferConfig(modalities=("points",)))
+    assert not g4.infer(video(4), model, g4.InferConfig(modalities=("points",))).extras
     assert told[1].ray_direction is None and told[1].disparity is None
 
 
@@ -294,6 +326,10 @@ def test_true_pictures_give_the_true_scene(truth, model, monkeypatch):
     ratio = found / depth
     assert float(both.float().mean()) > 0.8 * float(truth.valid.float().mean())
     assert float((ratio / ratio.median() - 1).abs().median()) < 0.01
+    disparity = scene.extras["disparity"]
+    assert float((disparity * found.new_zeros(both.shape).masked_scatter(both, found) - 1)[both].abs().median()) < 0.01
+    assert float(disparity[truth.valid & ~scene.valid].median()) > 0  # known where points are not
+    assert float(disparity.min()) >= 0
 
 
 # --- widening, schedule

@@ -123,7 +123,9 @@ class SeenWindows:
         disparity, cam2world = make()
         spent = time.process_time() - before - (sum(self._seconds.values()) - known)
         return Answer(
-            disparity=disparity, cam2world=cam2world, seconds=spent + sum(self._seconds[key] for key in self._asked)
+            disparity=disparity,
+            cam2world=cam2world,
+            seconds=spent + sum(self._seconds[key] for key in set(self._asked)),
         )
 
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from worldline.systems.geo4d.attention import KeysValues, SpatialTransformer
 from worldline.systems.geo4d.config import Geo4DConfig, Modality
 from worldline.systems.geo4d.unet import Geo4DUNet
 from worldline.systems.geo4d.vae import Geo4DVae
@@ -31,6 +32,7 @@ class Geo4D(nn.Module):
         self.vae, self.point_vae = Geo4DVae(config.vae), Geo4DVae(config.point_vae)
         self.condition_vae = None if config.condition_vae is None else Geo4DVae(config.condition_vae)
         self.context = nn.Parameter(torch.randn(config.context_tokens, config.unet.context_dim))
+        self._prepared: tuple[tuple[object, ...], list[KeysValues]] | None = None
         # Points are encoded by `vae`: the published point autoencoder keeps its encoder (paper section 3.2).
         _drop(self.point_vae, "encoder", "quant_conv")
         if self.condition_vae is not None:
@@ -47,6 +49,22 @@ class Geo4D(nn.Module):
         """Let the decoder of points begin as that of all other maps (before it is fine-tuned, paper eq. 3)."""
         state = {k: v for k, v in self.vae.state_dict().items() if k.startswith(("decoder.", "post_quant_conv."))}
         self.point_vae.load_state_dict(state, strict=False)
+
+    @torch.no_grad()
+    def prepared_context(self, device: torch.device) -> list[KeysValues]:
+        """Keys and values of the context in every layer that attends to it: made once, until weights change.
+
+        The context is the same for every video (spec 0.1), so this is a constant of the checkpoint. The U-Net must be
+        on `device`.
+        """
+        layers = [layer.transformer_blocks[0].attn2 for layer in self.unet.modules() if _attends(layer)]
+        used = [self.context, *(weight for layer in layers for weight in layer.parameters())]
+        dtype = self.unet.out[2].weight.dtype
+        key = (device, dtype, *((id(weight), 0 if weight.is_inference() else weight._version) for weight in used))
+        if self._prepared is None or self._prepared[0] != key:
+            context = self.context[None].to(device, dtype)
+            self._prepared = key, self.unet.context_cache(context, self.config.window)
+        return self._prepared[1]
 
     def split(self, latents: Float[Tensor, "B C T h w"]) -> dict[Modality, Float[Tensor, "B Z T h w"]]:
         """Latents of each modality."""
@@ -86,6 +104,10 @@ def widened(model: Geo4D, modalities: tuple[Modality, ...]) -> Geo4D:
         state[name] = last
     wide.load_state_dict(state)
     return wide.to(next(model.parameters()).device)
+
+
+def _attends(module: nn.Module) -> bool:
+    return isinstance(module, SpatialTransformer)
 
 
 def _drop(module: nn.Module, *names: str) -> None:
