@@ -15,23 +15,35 @@ from adapters_writers.truth import to
 from worldline.data.adapters import sequences
 from worldline.data.clips import Clip, DamagedFile, Sequence
 
-WRITERS = (
-    "dynamic_replica",
-    "flyingthings",
-    "kubric",
-    "point_odyssey",
-    "sintel",
-    "spring",
-    "tartanair",
-    "vkitti2",
-)
-WRITTEN: dict[str, tuple[Path, list[Expected]]] = {}
+WRITERS = {
+    "bedlam": ("OpenEXR",),
+    "blinkvision": (),
+    "bonn": (),
+    "dynamic_replica": (),
+    "flyingthings": (),
+    "gta_sfm": ("h5py",),
+    "kubric": (),
+    "matrixcity": ("OpenEXR",),
+    "mvs_synth": ("OpenEXR",),
+    "omniworld": (),
+    "point_odyssey": (),
+    "scannetpp": (),
+    "sintel": (),
+    "spring": ("h5py",),
+    "synthia": (),
+    "tartanair": (),
+    "tum": (),
+    "vkitti2": (),
+}
+"""The data set of every writer -> the optional libraries that both sides need."""
 
 
 @pytest.fixture(scope="module", params=WRITERS)
 def written(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path, list[Expected]]:
+    for library in WRITERS[request.param]:
+        pytest.importorskip(library)
     root = tmp_path_factory.mktemp(request.param)
     return request.param, root, import_module(f"adapters_writers.{request.param}").write(root)
 

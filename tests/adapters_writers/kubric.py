@@ -19,7 +19,7 @@ def quantised(values: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
 
 
 def content(truth: Truth) -> dict[str, Any]:
-    """What both layouts hold. The camera looks along -z with y up; the ball is instance 1, after one that is not seen."""
+    """What both layouts hold. The camera looks along -z, y up; the ball is instance 1, after one that is not seen."""
     distance = np.linalg.norm(truth.local, axis=-1)
     camera = truth.cam2world[:, :3, :3] * np.array([1.0, -1.0, -1.0])
     ball = truth.ball.copy()

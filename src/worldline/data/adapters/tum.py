@@ -7,13 +7,17 @@ freiburg1 and freiburg2 is not removed (freiburg3 is rectified).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from worldline.data.adapters import assemble, encodings
+from worldline.data import clips
+from worldline.data.adapters import assemble, decode, encodings
+from worldline.data.clips import Sequence
 from worldline.scene import Scene4D
 
 INTRINSICS = {
@@ -26,13 +30,30 @@ UNITS_PER_METRE = 5000.0
 TOLERANCE_SECONDS = 0.02
 
 
+def sequences(root: Path) -> Iterator[Sequence]:
+    """One per folder below root with rgb.txt, depth.txt and groundtruth.txt."""
+    for folder in folders(root):
+        chosen = next((values for name, values in INTRINSICS.items() if name in folder.name), ROS_DEFAULT)
+        matches = match(folder)
+        read = partial(read_range, "tum", folder, assemble.pinhole(*chosen), matches)
+        yield Sequence(name=decode.name_of(folder, Path(root)), frames=len(matches.images), read=read)
+
+
 def convert(root: Path) -> Iterator[Scene4D]:
-    """Every sequence below root, a folder with rgb.txt, depth.txt and groundtruth.txt."""
-    folders = sorted(path.parent for path in Path(root).rglob("groundtruth.txt"))
-    if not folders:
-        raise FileNotFoundError(f"No groundtruth.txt below {root}; give the folder of a TUM RGB-D sequence.")
-    for folder in folders:
-        yield _sequence(folder)
+    """Every sequence, whole."""
+    return clips.scenes(sequences(root))
+
+
+def folders(root: Path) -> list[Path]:
+    """The folders of sequences below root.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    found = sorted(path.parent for path in Path(root).rglob("groundtruth.txt"))
+    if not found:
+        raise FileNotFoundError(f"No groundtruth.txt below {root}; give the folder of an RGB-D sequence.")
+    return found
 
 
 def nearest_in_time(
@@ -50,28 +71,60 @@ def _listing(path: Path) -> tuple[Tensor, list[str]]:
     return torch.tensor([float(words[0]) for words in lines], dtype=torch.float64), [words[1] for words in lines]
 
 
-def _sequence(folder: Path) -> Scene4D:
-    times, images = _listing(folder / "rgb.txt")
-    depth_times, depths = _listing(folder / "depth.txt")
-    pose_times, poses = encodings.read_tum_trajectory(folder / "groundtruth.txt")
-    matches = [
-        (i, d, p)
-        for i, (d, p) in enumerate(
-            zip(nearest_in_time(times, depth_times), nearest_in_time(times, pose_times), strict=True)
-        )
-        if d is not None and p is not None
-    ]
-    if not matches:
+@dataclass(frozen=True, kw_only=True)
+class Matches:
+    """Images that have depth and a pose near their time.
+
+    Attributes:
+        images: file names.
+        depths: file names of their depth.
+        poses: [N, 4, 4] cam2world.
+        times: [N] seconds from the first.
+        unmatched: how many images have no partner.
+    """
+
+    images: list[str]
+    depths: list[str]
+    poses: Tensor
+    times: Tensor
+    unmatched: int
+
+
+def match(folder: Path) -> Matches:
+    """Partners of the images of a sequence.
+
+    Raises:
+        ValueError: no image has any.
+    """
+    times, images = decode.one(_listing, folder / "rgb.txt")
+    depth_times, depths = decode.one(_listing, folder / "depth.txt")
+    pose_times, poses = decode.one(encodings.read_tum_trajectory, folder / "groundtruth.txt")
+    pairs = zip(nearest_in_time(times, depth_times), nearest_in_time(times, pose_times), strict=True)
+    found = [(i, d, p) for i, (d, p) in enumerate(pairs) if d is not None and p is not None]
+    if not found:
         raise ValueError(f"In {folder} no image has depth and a pose within {TOLERANCE_SECONDS} s; check the clocks.")
-    chosen = next((values for name, values in INTRINSICS.items() if name in folder.name), ROS_DEFAULT)
-    kept = torch.tensor([i for i, _, _ in matches])
+    kept = torch.tensor([i for i, _, _ in found])
+    return Matches(
+        images=[images[i] for i, _, _ in found],
+        depths=[depths[d] for _, d, _ in found],
+        poses=poses[[p for _, _, p in found]],
+        times=times[kept] - times[kept[0]],
+        unmatched=len(times) - len(found),
+    )
+
+
+def read_range(
+    dataset: str, folder: Path, intrinsics: Float[Tensor, "3 3"], matches: Matches, start: int, stop: int
+) -> Scene4D:
+    """A range of the matched images of a sequence."""
+    depths = [folder / name for name in matches.depths[start:stop]]
     return assemble.scene_from_depth(
-        dataset="tum",
+        dataset=dataset,
         sequence=folder.name,
-        images=[encodings.read_rgb(folder / images[i]) for i, _, _ in matches],
-        depth=torch.stack([encodings.read_depth_image(folder / depths[d], UNITS_PER_METRE) for _, d, _ in matches]),
-        intrinsics=assemble.pinhole(*chosen),
-        cam2world=poses[[p for _, _, p in matches]],
-        timestamps=times[kept] - times[kept[0]],
-        settings={"unmatched_frames": len(times) - len(matches)},
+        images=decode.stack(encodings.read_rgb, [folder / name for name in matches.images[start:stop]]),
+        depth=decode.stack(encodings.read_depth_image, depths, UNITS_PER_METRE),
+        intrinsics=intrinsics,
+        cam2world=matches.poses[start:stop],
+        timestamps=matches.times[start:stop] - matches.times[start],
+        settings={"unmatched_frames": matches.unmatched},
     )
