@@ -301,6 +301,6 @@ def test_the_command_says_what_holds(model, tmp_path, capsys, told):
     rows = {(row["table"], row["row"], row["metric"]): row for row in answer["rows"]}
     assert len({table for table, _, _ in rows}) == 4 and len(answer["findings"]) == len(ablation.claims(4))
     assert rows[ablation.MODALITY_TABLE, judging.TRIVIAL, "abs_rel"]["mean"] > 0
-    assert "| finding | here |" in (tmp_path / "t.md").read_text()
+    assert "| finding of the paper | here |" in (tmp_path / "t.md").read_text()
     assert main([*words[:-2], "--frames", "4"]) == 2
     assert "--frames above 4" in capsys.readouterr().err

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from scipy import stats
 
 from worldline.evaluation.ablation import METRICS, TRIVIAL, Score
-
-SURE = 2.0
-"""Standard errors that make a difference more than chance."""
 
 
 @runtime_checkable
@@ -121,14 +119,15 @@ def _cell(scores: Sequence[Score], mine: Sequence[Score], metric: str, reference
 
 
 def verdicts(scores: Sequence[Score], findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Whether each finding holds here: by more than two standard errors of the paired difference, or not decided."""
+    """Whether each finding holds here: the 95 % t interval of the paired difference is on one side of zero, or not."""
     answers = []
     for finding in findings:
         gain, error, clips = difference(scores, finding.table, finding.metric, finding.worse, finding.better)
         heading, _, direction = METRICS[finding.metric]
         gain = -gain if direction == "higher" else gain
+        interval = float(stats.t.ppf(0.975, clips - 1)) * error if clips > 1 else math.nan
         verdict = "not decided"
-        if math.isfinite(gain) and math.isfinite(error) and abs(gain) > SURE * error:
+        if math.isfinite(interval) and abs(gain) > interval:
             verdict = "holds" if gain > 0 else "does not hold: the opposite is measured"
         answers.append(
             {
@@ -138,7 +137,7 @@ def verdicts(scores: Sequence[Score], findings: Sequence[Finding]) -> list[dict[
                 "better": finding.better,
                 "worse": finding.worse,
                 "gain": gain,
-                "error": error,
+                "interval": interval,
                 "clips": clips,
             }
         )
@@ -166,6 +165,16 @@ def _plain(value: float | int) -> float | int | None:
 
 def markdown(found: Sequence[Line], answers: Sequence[dict[str, Any]], reference: Callable[[str], str]) -> str:
     """A table for each table, then what holds."""
+    parts = [table_text(found, reference), "#### What holds here", ""]
+    parts += ["| finding of the paper | here | gain, 95 % interval | clips |", "|---|---|---|---|"]
+    for entry in answers:
+        gain = f"{_number(entry['gain'])} ± {_number(entry['interval'])} {entry['metric']}"
+        parts.append(f"| {entry['finding']} | **{entry['verdict']}** | {gain} | {entry['clips']} |")
+    return "\n".join([*parts, ""])
+
+
+def table_text(found: Sequence[Line], reference: Callable[[str], str]) -> str:
+    """Markdown tables: mean ± standard error over clips, and the difference to the reference row, clip by clip."""
     parts = []
     for table in dict.fromkeys(line.table for line in found):
         mine = [line for line in found if line.table == table]
@@ -175,16 +184,12 @@ def markdown(found: Sequence[Line], answers: Sequence[dict[str, Any]], reference
         parts += [f"| {' | '.join(header)} |", "|" + "---|" * (len(metrics) * 2 + 3)]
         for line in mine:
             cells = [_cell_text(line.cells.get(metric)) for metric in metrics]
-            spread = " / ".join(_number(line.cells[m].seeds) if m in line.cells else "" for m in ("abs_rel", "ate"))
+            spread = " / ".join(_number(line.cells[m].seeds) if m in line.cells else "–" for m in ("abs_rel", "ate"))
             name = f"*{line.row}*" if line.row == TRIVIAL else line.row
             seconds = _number(line.seconds_per_frame) if line.row != TRIVIAL else ""
-            parts.append(f"| {name} | {' | '.join(cells)} | {spread if spread.strip(' /') else ''} | {seconds} |")
+            parts.append(f"| {name} | {' | '.join(cells)} | {spread if spread.strip(' /–') else ''} | {seconds} |")
         parts.append("")
-    parts += ["#### What holds here", "", "| finding | here | gain | clips |", "|---|---|---|---|"]
-    for entry in answers:
-        gain = f"{_number(entry['gain'])} ± {_number(entry['error'])} {entry['metric']}"
-        parts.append(f"| {entry['finding']} | **{entry['verdict']}** | {gain} | {entry['clips']} |")
-    return "\n".join([*parts, ""])
+    return "\n".join(parts)
 
 
 def _cell_text(cell: Cell | None) -> str:

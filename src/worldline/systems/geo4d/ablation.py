@@ -18,8 +18,9 @@ from worldline.geometry import pointmap
 from worldline.scene import Scene4D, Video
 from worldline.systems.geo4d import alone
 from worldline.systems.geo4d.config import MODALITIES, Modality
-from worldline.systems.geo4d.infer import InferConfig, PointDecoder, infer, observe_all
+from worldline.systems.geo4d.infer import InferConfig, infer, observe_all
 from worldline.systems.geo4d.networks import Geo4D
+from worldline.systems.geo4d.observe import PointDecoder
 
 MODALITY_TABLE, STRIDE_TABLE = "modalities (table 3)", "stride (table 4)"
 STEP_TABLE, DECODER_TABLE = "steps (table 6)", "point decoder (table 7)"
