@@ -268,25 +268,37 @@ def _in_windows(
     progress: Progress,
 ) -> Float[Tensor, "T H W 3"]:
     """A video of any length inpainted; what a window filled is known to the next one."""
-    frames, coverage = seen.frames.clone(), seen.coverage.clone()
+    frames, coverage, first = seen.frames.clone(), seen.coverage.clone(), splatting.colors_of(source, 0)
     for part in windows(len(frames), model.config.frames):
-        filled = _inpainted(frames[part], coverage[part], source, model, prompt, config, progress)
+        filled = inpaint(frames[part], coverage[part], first, model, prompt, config, progress=progress)
         known = coverage[part][..., None]
         frames[part] = filled if not config.keep_rendered else torch.where(known, frames[part], filled)
         coverage[part] = True
     return frames
 
 
-def _inpainted(
+@torch.no_grad()
+def inpaint(
     frames: Float[Tensor, "T H W 3"],
     coverage: Bool[Tensor, "T H W"],
-    source: Tracks4D | Scene4D,
+    first: Float[Tensor, "h w 3"],
     model: MoRe4D,
     prompt: str,
     config: SamplingConfig,
-    progress: Progress,
+    *,
+    progress: Progress = no_progress,
 ) -> Float[Tensor, "T H W 3"]:
-    """Some frames inpainted at the model's size and brought back to their own."""
+    """A video made by the inpainter from one with holes, no longer than the model's, at the size of the frames.
+
+    Args:
+        frames: in [0, 1].
+        coverage: False in holes.
+        first: the picture that models with an image encoder are shown.
+        model: the networks.
+        prompt: what is seen.
+        config: sampling.
+        progress: told the steps of sampling.
+    """
     like, sizes = next(model.inpainter.parameters()), model.config
     short = sizes.frames - len(frames)
     video, known = shrunk(frames, coverage, sizes.size)
@@ -295,8 +307,7 @@ def _inpainted(
     conditions = inpainter_conditions(model.vae, rendered, known[None, None].to(like.device))
     context = None
     if model.image is not None:
-        first = splatting.colors_of(source, 0).movedim(-1, 0)[None]
-        context = model.image(first.to(like)).to(like)
+        context = model.image(first.movedim(-1, 0)[None].to(like)).to(like)
 
     def told(text: Tensor) -> flow.Velocity:
         return lambda latent, t: model.inpainter(
