@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -272,6 +272,8 @@ def train(
     *,
     recipe: Recipe | None = None,
     source: Source | None = None,
+    data: Sequence[str] = (),
+    workers: int = 0,
     prior: str | Path | None = None,
     seed: int | None = None,
     fraction: float = 1.0,
@@ -288,6 +290,8 @@ def train(
         out: folder of checkpoints, loss curves and the weights.
         recipe: a recipe of your own for that system, in place of the named one; seed and options are then its own.
         source: (stage, model, device) -> batches by index; default: synthetic scenes.
+        data: clip stores to train on, as STORE or STORE:RATIO, and mixture files; in place of a source.
+        workers: processes that read stored clips ahead.
         prior: file of weights to begin with (safetensors, by the model's names, or of "motioncrafter-prior"); the rest
             begins random.
         seed: of everything random: weights, scenes, noise; default the recipe's own.
@@ -302,8 +306,8 @@ def train(
         ValueError: unknown names or options, or a folder that is not empty without `resume`, or of another run.
         FileNotFoundError: there is no such prior.
     """
-    from worldline.systems.trainable import trainable
-    from worldline.training.stages import scaled
+    from worldline.systems.trainable import source_of, trainable
+    from worldline.training.stages import noted, scaled
 
     # 1. What is trained.
     training, out = trainable(name), Path(out)
@@ -313,6 +317,8 @@ def train(
     plan = training.recipe_of(chosen) if recipe is None else recipe
     if fraction != 1.0:
         plan = scaled(plan, fraction)
+    if data:
+        source, plan = source_of(training, data, workers), noted(plan, data=" ".join(data))
     where = choose_device(device if device != "auto" or torch.cuda.is_available() else "cpu")
     start = training.start(None if prior is None else Path(prior), plan, options)
     # 2. Train it, or go on.
@@ -333,6 +339,10 @@ def _training_card(
         flag = f"--{key.replace('_', '-')}"
         words += [flag] * value if isinstance(value, bool) else [flag, str(value)]
     known: dict[str, Any] = {"recipe": plan.name, "seed": plan.seed}
+    notes = plan.stages[0].train.notes
+    if "data" in notes:
+        words += ["--data", *notes["data"].split()]
+        known["data"] = notes["data"]
     if prior is not None:
         words += ["--prior", str(prior)]
         known["prior"] = {"file": prior.name, "sha256": sha256(prior)}

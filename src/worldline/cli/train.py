@@ -17,6 +17,10 @@ class Common:
     """Stop after this time, with a checkpoint; by default run to the end."""
     resume: bool = False
     """Continue what is in the folder."""
+    data: tuple[str, ...] = ()
+    """Train on stored clips, not on synthetic ones: STORE or STORE:RATIO of each, or files of `worldline data mix`."""
+    workers: int = 0
+    """Processes that read stored clips ahead."""
     prior: Path | None = None
     """Weights to begin with (.safetensors, by the names of the model); what they lack begins random."""
     fraction: float = 1.0

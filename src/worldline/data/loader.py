@@ -6,6 +6,7 @@ it changes a batch. Scene flow over a stride is composed; where it is not known 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -20,6 +21,9 @@ from worldline.data.mixture import Mixture, Opened
 from worldline.data.store import Entry, StoredClip
 from worldline.data.store.record import unproject
 from worldline.geometry import pose, sceneflow
+
+ATTEMPTS = 8
+"""Windows drawn for one place in a batch before it is given up."""
 
 NEEDS = frozenset({"points", "cameras"})
 """Flags without which a clip has nothing to teach here."""
@@ -55,6 +59,7 @@ class LoaderConfig:
         seed: of what is drawn.
         zoom: (least, most) by which the largest crop of the right shape is made smaller; (1, 1) takes the largest.
         anywhere: crops lie anywhere, not only in the middle.
+        least_valid: windows with no larger share of valid pixels teach nothing: another one is drawn, by the same seed.
         workers: processes that read ahead; 0 reads when asked, in the asking thread.
         ahead: batches that each worker has ready.
     """
@@ -64,6 +69,7 @@ class LoaderConfig:
     seed: int = 0
     zoom: tuple[float, float] = (1.0, 1.0)
     anywhere: bool = False
+    least_valid: float = 0.0
     workers: int = 0
     ahead: int = 2
 
@@ -141,12 +147,13 @@ class Loader:
     Attributes:
         mixture: which stores, in which proportion.
         config: how.
-        step: distance of the indices that this process asks for, the number of processes; only for reading ahead.
+        step: distance of the indices that this process asks for: the number of processes of a training started by
+            torchrun. It only matters for reading ahead.
     """
 
     mixture: Mixture
     config: LoaderConfig
-    step: int = 1
+    step: int = field(default_factory=lambda: int(os.environ.get("WORLD_SIZE", "1")))
     left_out: int = field(default=0, init=False)
     _sources: list[Opened] = field(default_factory=list, init=False, repr=False)
     _tables: list[list[tuple[list[Entry], np.ndarray]]] = field(default_factory=list, init=False, repr=False)
@@ -209,10 +216,12 @@ class Loader:
         self._ready, self._next = None, -1
 
     def draw(self, index: int) -> list[Drawn]:
-        """What the batch of an index is made of, without reading it."""
-        view = index % len(self.config.views)
-        return [self._draw(np.random.default_rng([self.config.seed, index, slot]), view)
-                for slot in range(self.config.batch_size)]  # fmt: skip
+        """What the batch of an index is made of, unless a window shows too little; nothing is read."""
+        return [self._drawn(index, slot, 0) for slot in range(self.config.batch_size)]
+
+    def _drawn(self, index: int, slot: int, attempt: int) -> Drawn:
+        random = np.random.default_rng([self.config.seed, index, slot, attempt])
+        return self._draw(random, index % len(self.config.views))
 
     def _draw(self, random: np.random.Generator, view: int) -> Drawn:
         """A source by its share, then one of all its windows; every frame of a store is as likely as any other."""
@@ -228,19 +237,28 @@ class Loader:
 
     def make(self, index: int) -> ClipBatch:
         """The batch of an index, made here and now; see `__call__`."""
-        view = self.config.views[index % len(self.config.views)]
-        drawn = self.draw(index)
-        parts = [self._clip(one, view) for one in drawn]
-        stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+        made = [self._one(index, slot) for slot in range(self.config.batch_size)]
+        drawn = [one for one, _ in made]
+        stacked = {name: torch.stack([part[name] for _, part in made]) for name in made[0][1]}
         return ClipBatch(
             **stacked,
             captions=tuple(one.entry.caption for one in drawn),
             names=tuple(f"{self._sources[d.source].source.store}#{d.entry.name}@{d.start}" for d in drawn),
         )
 
-    def _clip(self, drawn: Drawn, view: View) -> dict[str, Tensor]:
-        stored = self._sources[drawn.source].store[drawn.entry.name]
-        return window_of(stored, drawn.start, view, drawn.zoom, drawn.place)
+    def _one(self, index: int, slot: int) -> tuple[Drawn, dict[str, Tensor]]:
+        """The clip of one slot: the first of a few draws that shows enough."""
+        number = index % len(self.config.views)
+        for attempt in range(ATTEMPTS):
+            drawn = self._drawn(index, slot, attempt)
+            stored = self._sources[drawn.source].store[drawn.entry.name]
+            part = window_of(stored, drawn.start, self.config.views[number], drawn.zoom, drawn.place)
+            if float(part["valid"].float().mean()) > self.config.least_valid:
+                return drawn, part
+        place = f"{self._sources[drawn.source].source.store}, clip {drawn.entry.name}"
+        raise ValueError(
+            f"{ATTEMPTS} windows in a row show almost no surface, the last in {place}; leave such clips out."
+        )
 
 
 class _Indexed:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from worldline.training.stages import Recipe, Trained, read_prior
+from worldline.data import mixture
+from worldline.training.stages import Recipe, Source, Trained, read_prior
 
 
 def _named_weights(path: Path | None, recipe: Recipe, options: Mapping[str, Any]) -> Mapping[str, Tensor]:
@@ -26,6 +27,7 @@ class Trainable:
         recipe: (seed=, ...) -> recipe; its other keywords are the training's options.
         run: `training.stages.run` with the system's method.
         export: (model, path, card) -> path; writes the finished weights.
+        stored: (mixture of clip stores, workers) -> source of clips; None: it can only be trained on what it renders.
         start: (prior's file or None, recipe, options) -> weights the first stage begins with.
         file: what the finished weights are called.
         card: what is said about the weights beside what `api.train` knows.
@@ -34,6 +36,7 @@ class Trainable:
     recipe: Callable[..., Recipe]
     run: Callable[..., Trained]
     export: Callable[[Any, Path, Mapping[str, Any]], Path]
+    stored: Callable[..., Source] | None = None
     start: Callable[[Path | None, Recipe, Mapping[str, Any]], Mapping[str, Tensor]] = _named_weights
     file: str = "mini.safetensors"
     card: Mapping[str, Any] = field(default_factory=dict)
@@ -51,11 +54,36 @@ class Trainable:
         return self.recipe(**options)
 
 
+def source_of(training: Trainable, words: Sequence[str], workers: int) -> Source | None:
+    """Where clips come from: the stores and mixtures a person names, or None for what the system renders itself.
+
+    Raises:
+        ValueError: this training takes no stores, or they cannot be mixed.
+        FileNotFoundError: there is no such store.
+    """
+    if not words:
+        return None
+    if training.stored is None:
+        raise ValueError(
+            "This training renders its own scenes; stores of clips are for motioncrafter-mini and geo4d-mini."
+        )
+    mixed = mixture.parse(words)
+    mixed.open()  # before anything is written
+    return training.stored(mixed, workers)
+
+
 def _motioncrafter_mini() -> Trainable:
     from worldline.systems.motioncrafter import prior, recipes, train
 
     unproven = {"unreliable": ["scene_flow"]}  # until `benchmarks/motioncrafter_mini.py --write` has measured it
-    return Trainable(recipe=recipes.mini, run=train.run, export=train.export, start=prior.start, card=unproven)
+    return Trainable(
+        recipe=recipes.mini,
+        run=train.run,
+        export=train.export,
+        stored=train.stored,
+        start=prior.start,
+        card=unproven,
+    )
 
 
 def _motioncrafter_prior() -> Trainable:
@@ -67,7 +95,7 @@ def _motioncrafter_prior() -> Trainable:
 def _geo4d_mini() -> Trainable:
     from worldline.systems.geo4d import pretrained, recipes, train
 
-    return Trainable(recipe=recipes.mini, run=train.run, export=pretrained.export)
+    return Trainable(recipe=recipes.mini, run=train.run, export=pretrained.export, stored=train.stored)
 
 
 def _more4d_mini() -> Trainable:

@@ -75,6 +75,14 @@ def scaled(recipe: Recipe[NetworksT, StageT], fraction: float) -> Recipe[Network
     return replace(recipe, stages=tuple(shorter(stage) for stage in recipe.stages))
 
 
+def noted(recipe: Recipe[NetworksT, StageT], **facts: str) -> Recipe[NetworksT, StageT]:
+    """The same recipe with facts in the notes of every stage, so that a run of other facts is another run."""
+    stages = tuple(
+        replace(stage, train=replace(stage.train, notes={**stage.train.notes, **facts})) for stage in recipe.stages
+    )
+    return replace(recipe, stages=stages)
+
+
 Source = Callable[[StageT, ModelT, str], Batches]
 """(stage, model, device) -> batches by index."""
 

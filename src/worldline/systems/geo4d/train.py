@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from worldline.data.mixture import Mixture as StoredMixture
 from worldline.geometry import pointmap
 from worldline.systems.geo4d import representation as rep
 from worldline.systems.geo4d.networks import Geo4D, build, widened
@@ -84,6 +85,35 @@ def synthetic(stage: Stage, model: Geo4D, device: str) -> Batches:
         return to_clips(rendered, chosen, gain)
 
     return batch
+
+
+def stored(mixture: StoredMixture, workers: int = 0) -> Source:
+    """Clips of stores in the recipe's sizes and strides; the batch index decides which.
+
+    Args:
+        mixture: which stores, in which proportion.
+        workers: processes that read ahead.
+    """
+    from worldline.data.loader import Loader, LoaderConfig, View
+
+    def source(stage: Stage, model: Geo4D, device: str) -> Batches:
+        views = tuple(
+            View(frames=frames, stride=stride, size=size)
+            for frames, stride in stage.clips.views
+            for size in stage.clips.sizes
+        )
+        plan = LoaderConfig(views=views, batch_size=stage.train.batch_size, seed=stage.train.seed,
+                            least_valid=FEWEST_VALID, workers=workers)  # fmt: skip
+        loader, gain = Loader(mixture, plan), model.config.moment_gain
+
+        def batch(index: int) -> Clips:
+            loaded = loader(index).to(device)
+            clips = to_clips(loaded, list(range(loaded.rgb.shape[1])), gain)
+            return replace(clips, fps=loaded.fps)
+
+        return batch
+
+    return source
 
 
 def to_clips(rendered: Any, chosen: list[int], moment_gain: float = 1.0) -> Clips:

@@ -1,4 +1,4 @@
-"""What training MotionCrafter adds to `training.stages`: how stages begin, and clips of synthetic scenes."""
+"""What training MotionCrafter adds to `training.stages`: how stages begin, and clips, synthetic or stored."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from worldline.data.mixture import Mixture
 from worldline.systems.motioncrafter.networks import MotionCrafter, build
 from worldline.systems.motioncrafter.objective import Clips, clips_of, target_latents, train_only
 from worldline.systems.motioncrafter.recipes import Recipe, Stage
@@ -19,6 +20,8 @@ from worldline.training import stages
 from worldline.training.clips import clip_flow
 from worldline.training.config import scene_seeds
 from worldline.training.loop import Batches
+
+Source = stages.Source[Stage, MotionCrafter]
 
 LEAST_VALID = 0.02
 """Share of a clip's pixels that must show a surface for it to be trained on."""
@@ -68,6 +71,30 @@ def synthetic(stage: Stage, model: MotionCrafter, device: str) -> Batches:
         return to_clips(rendered, stage.clips.view(index), model.config.normalization)
 
     return batch
+
+
+def stored(mixture: Mixture, workers: int = 0) -> Source:
+    """Clips of stores in the recipe's sizes and strides; the batch index decides which.
+
+    Args:
+        mixture: which stores, in which proportion.
+        workers: processes that read ahead.
+    """
+    from worldline.data.loader import Loader, LoaderConfig, View
+
+    def source(stage: Stage, model: MotionCrafter, device: str) -> Batches:
+        views = tuple(View(frames=n, stride=stride, size=stage.clips.size) for n, stride in stage.clips.views)
+        plan = LoaderConfig(views=views, batch_size=stage.train.batch_size, seed=stage.train.seed,
+                            least_valid=LEAST_VALID, workers=workers)  # fmt: skip
+        loader = Loader(mixture, plan)
+
+        def batch(index: int) -> Clips:
+            loaded = loader(index).to(device)
+            return to_clips(loaded, list(range(loaded.rgb.shape[1])), model.config.normalization)
+
+        return batch
+
+    return source
 
 
 def to_clips(rendered: Any, chosen: list[int], normalization: Literal["mean", "max"] = "mean") -> Clips:
