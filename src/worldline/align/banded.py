@@ -52,13 +52,20 @@ def _factorise(columns):
 @no_type_check
 def _substitute(columns, x):
     size, width = columns.shape
+    many = x.shape[1]
     for j in range(size):
-        for m in range(x.shape[1]):
+        for m in range(many):
             x[j, m] /= columns[j, 0]
-            for d in range(1, min(width, size - j)):
-                x[j + d, m] -= columns[j, d] * x[j, m]
+        for d in range(1, min(width, size - j)):
+            value = columns[j, d]
+            if value != 0:
+                for m in range(many):
+                    x[j + d, m] -= value * x[j, m]
     for j in range(size - 1, -1, -1):
-        for m in range(x.shape[1]):
-            for d in range(1, min(width, size - j)):
-                x[j, m] -= columns[j, d] * x[j + d, m]
+        for d in range(1, min(width, size - j)):
+            value = columns[j, d]
+            if value != 0:
+                for m in range(many):
+                    x[j, m] -= value * x[j + d, m]
+        for m in range(many):
             x[j, m] /= columns[j, 0]

@@ -1,4 +1,4 @@
-"""The part of the energy that touches no pixel: ray cameras, smoothness, focal, gauge. Notation as in terms.py."""
+"""The part of the energy that touches no pixel: ray cameras, smoothness, focal, gauge, loops (see terms.py)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from worldline.align.kernels import CauchyKernel, Kernel, NormKernel
+from worldline.align.loop_matches import Loops
 from worldline.align.rotations import chord, chord_jacobian
 from worldline.align.sampling import Samples
 from worldline.align.state import Columns, Geometry, State
@@ -257,3 +258,42 @@ class FocalTerm:
         r = self._residual(state)[:, None]
         J = (1 / self.sigma)[:, None, None]
         return [CameraRows(columns=columns.focal[self.slot][:, None], J=J, r=r, w=torch.ones_like(self.sigma))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopTerm:
+    """A surface seen again must lie where it was (point to plane, relative to the distance):
+
+        L_o = sum rho( | m_l . S_l^-1 S_k P_k - o_l | / sigma ),
+
+    m_l, o_l a patch's plane in window l, scaled so that the residual is a relative error of range. Not in the paper.
+
+    Attributes:
+        loops: the matches.
+        sigma: standard deviation of the residual, frozen.
+        weight: of one match.
+        kernel: robust kernel; wide, since matches were verified and a chain that drifts must not shake them off.
+    """
+
+    loops: Loops
+    sigma: float
+    weight: float
+    kernel: Kernel = field(default_factory=lambda: CauchyKernel(width=30.0))
+    name: str = "loops"
+
+    def cost(self, state: State, geometry: Geometry, samples: Samples) -> Tensor:
+        """Sum over matches."""
+        r = self.loops.residual(state.windows)[0] / self.sigma
+        return self.weight * self.kernel.cost(r * r).sum()
+
+    def pixel_blocks(self, state: State, geometry: Geometry, samples: Samples, views: slice) -> list[PixelBlocks]:
+        """None: points are data, depths are not touched."""
+        return []
+
+    def camera_rows(self, state: State, columns: Columns) -> list[CameraRows]:
+        """Both windows' similarities."""
+        r, own, far, across = self.loops.residual(state.windows)
+        J = self.loops.jacobian(own, far, across)[:, None] / self.sigma
+        r = r[:, None] / self.sigma
+        both = torch.cat([columns.window[self.loops.window], columns.window[self.loops.other]], 1)
+        return [CameraRows(columns=both, J=J, r=r, w=self.weight * self.kernel.weight(r[:, 0] ** 2))]

@@ -96,6 +96,7 @@ class AlignConfig:
         focal_range: smallest and largest focal considered, in units of max(H, W).
         points_on_rays: put every point on its pixel's ray at the fused depth, so that points and cameras agree exactly;
             False keeps the blended points of the windows.
+        loops: tie windows far apart in time that look at the same surfaces (default objective, several windows).
         dynamic_threshold: motion between two frames, relative to depth, above which a pixel counts as moving (raised to
             the noise level of the windows where that is higher).
         seed: of the pixel subset and the hypotheses.
@@ -107,5 +108,6 @@ class AlignConfig:
     ray_focal_sigma: float = 0.005
     focal_range: tuple[float, float] = (0.3, 6.0)
     points_on_rays: bool = True
+    loops: bool = True
     dynamic_threshold: float = 0.005
     seed: int = 0

@@ -31,6 +31,7 @@ class Start:
         rig: one pose per frame (or one for all if the camera is static), focal in pixels.
         solved: [T] frames whose pose was found from points (others are interpolated).
         pairs: window pairs with their residuals.
+        trusted: [P] pairs whose similarity can be trusted.
         notes: what was found out, for the report.
     """
 
@@ -39,6 +40,7 @@ class Start:
     rig: Rig
     solved: Bool[Tensor, " T"]
     pairs: Pairs
+    trusted: Bool[Tensor, " P"]
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -72,7 +74,7 @@ def initialize(
     # 4. groups of windows that share no frame are put where the camera would have gone
     windows, rig, more = join_components(samples, windows, component, kept, rig, solved)
     notes |= more
-    return Start(windows=windows, kept=kept, rig=rig, solved=solved, pairs=pairs, notes=notes)
+    return Start(windows=windows, kept=kept, rig=rig, solved=solved, pairs=pairs, trusted=good, notes=notes)
 
 
 def judge_windows(

@@ -41,6 +41,19 @@ def undistort(xy: Float[Tensor, "*b 2"], coefficients: tuple[float, ...] | None)
     return ideal
 
 
+def distort(xy: Float[Tensor, "*b 2"], coefficients: tuple[float, ...] | None) -> Float[Tensor, "*b 2"]:
+    """Where a lens with OpenCV's (k1, k2, p1, p2, k3) puts ideal normalised coordinates; the inverse of `undistort`."""
+    if coefficients is None:
+        return xy
+    k1, k2, p1, p2, k3 = (*coefficients, *([0.0] * (5 - len(coefficients))))[:5]
+    x, y = xy[..., 0], xy[..., 1]
+    r2 = x * x + y * y
+    radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
+    return torch.stack(
+        [x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x), y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y], -1
+    )
+
+
 def full_rays(cameras: Cameras, size: tuple[int, int], priors: Priors) -> Float[Tensor, "*T H W 3"]:
     """Rays with z = 1 of every pixel; one set for all frames when the intrinsics do not change."""
     K = cameras.intrinsics

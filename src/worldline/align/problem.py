@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from worldline.align.camera_terms import RayTerm
+from worldline.align.camera_terms import LoopTerm, RayTerm
 from worldline.align.energy import Energy
 from worldline.align.flow_data import FlowMatches, FlowTargets, fused_motion
 from worldline.align.initialize import Start
 from worldline.align.kernels import CauchyKernel
+from worldline.align.loop_matches import Loops
 from worldline.align.motion_terms import OpticalFlowTerm, SceneFlowTerm
 from worldline.align.noise import (
     NORMAL_MEDIAN,
@@ -64,12 +65,13 @@ class Refinement:
     def __init__(
         self, samples: Samples, xy: Float[Tensor, "T n 2"], start: Start, rays: RayViews | None, size: tuple[int, int],
         fixed_pose: Bool[Tensor, " C"], fixed_focal: bool, flow: FlowTargets | None = None,
-        matches: FlowMatches | None = None,
+        matches: FlowMatches | None = None, loops: Loops | None = None,
     ) -> None:  # fmt: skip
-        self.flow, self.matches = flow, matches
+        self.flow, self.matches, self.loops = flow, matches, loops
         self.samples, self.xy, self.rays, self.size = samples, xy, rays, size
         self.used = samples.weight > 0
-        self.columns = make_columns(samples, len(start.rig.centre), own_focal=len(start.rig.log_focal) > 1)
+        tied = None if loops is None else torch.cat([loops.window, loops.other]).unique()
+        self.columns = make_columns(samples, len(start.rig.centre), own_focal=len(start.rig.log_focal) > 1, far=tied)
         self.fixed, self.fixed_focal = _fixed(self.columns, start, fixed_pose, fixed_focal), fixed_focal
         grid = (samples.uv / torch.tensor([size[1], size[0]]) * torch.tensor([_BLOCKS[1], _BLOCKS[0]])).long()
         self.block = (grid[..., 1].clamp(0, _BLOCKS[0] - 1) * _BLOCKS[1] + grid[..., 0].clamp(0, _BLOCKS[1] - 1))[
@@ -193,6 +195,8 @@ class Refinement:
             out.append(self._flow_term(state, noise.flow, noise.flow_weight))
         if noise.meeting is not None:
             out.append(self._scene_flow_term(noise.meeting, noise.point_weight))
+        if self.loops is not None:
+            out.append(LoopTerm(loops=self.loops, sigma=self.loops.floor / NORMAL_MEDIAN, weight=self.loops.weight))
         return out + focal
 
     def _ray_term(self, state: State, rays: RayViews) -> RayTerm:

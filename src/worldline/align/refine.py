@@ -27,6 +27,7 @@ from worldline.align.terms import Term
 from worldline.geometry.fit import scale_shift_l1
 from worldline.geometry.pose import Similarity
 
+_LOOP_ROUNDS = 4  # in which loops that the windows miss get heavier
 _INDEPENDENT = 0.8  # share of samples with errors of their own above which more samples are worth their time
 
 
@@ -74,6 +75,11 @@ def refine_all(
         problem = finer()
         state = with_depth(state, sample_depths(state, problem.samples, problem.xy))
         state, noise, smooth, energy = _round(problem, state, smooth, focal_terms, 20)
+    for _ in range(_LOOP_ROUNDS):
+        if problem.loops is None or problem.loops.weighted(state.windows) is problem.loops:
+            break
+        problem.loops = problem.loops.weighted(state.windows)
+        state, noise, smooth, energy = _round(problem, state, smooth, focal_terms, 10)
     notes: dict[str, Any] = {
         "objective": {name: round(value, 6) for name, value in energy.costs(state).items()},
         "noise": {

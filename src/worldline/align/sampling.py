@@ -12,6 +12,27 @@ from torch import Tensor
 from worldline.align.config import Priors
 from worldline.align.observation import Observation
 
+_KEY_GRID = (32, 48)  # cells of a key frame, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keyframes:
+    """The middle frame of every window on a coarse grid, to find out which windows see the same place.
+
+    Attributes:
+        frame: [G] which frame.
+        points: [G, h, w, 3] window coordinates, float64.
+        weight: [G, h, w] confidence.
+        first: (x, y) pixel of the first cell.
+        step: pixels between cells.
+    """
+
+    frame: Int[Tensor, " G"]
+    points: Float[Tensor, "G h w 3"]
+    weight: Float[Tensor, "G h w"]
+    first: tuple[int, int]
+    step: int
+
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
@@ -28,6 +49,7 @@ class Samples:
         flow_weight: [V, n] confidence where scene flow means something, else 0; or None.
         num_windows: number of windows.
         has_rays: whether some window has ray maps.
+        keys: a coarse frame of every window, or None.
     """
 
     uv: Float[Tensor, "T n 2"]
@@ -40,6 +62,7 @@ class Samples:
     flow_weight: Float[Tensor, "V n"] | None = None
     num_windows: int
     has_rays: bool = False
+    keys: Keyframes | None = None
 
     @property
     def num_frames(self) -> int:
@@ -87,6 +110,7 @@ def gather(
         raise ValueError("There is nothing to align: no observations were given.")
     pixel = stratified_pixels(size, count, num_frames, seed)
     store: _Rows | None = None
+    keys = _Keys(size, len(observations))
     has_disparity = has_rays = False
     for k in range(len(observations)):
         observation = observations[k]
@@ -97,6 +121,7 @@ def gather(
         if store is None:
             store = _Rows(2 * num_frames, pixel.shape[1], observation.scene_flow is not None)
         store.add(k, observation, pixel, priors)
+        keys.add(k, observation, priors)
         has_disparity |= observation.disparity is not None
         has_rays |= observation.ray_direction is not None or observation.ray_cam2world is not None
     assert store is not None
@@ -114,7 +139,38 @@ def gather(
         flow_weight=values[..., 8].contiguous() if store.flow else None,
         num_windows=len(observations),
         has_rays=has_rays,
+        keys=keys.done(),
     )
+
+
+class _Keys:
+    """Coarse middle frames, in one block."""
+
+    def __init__(self, size: tuple[int, int], count: int) -> None:
+        self.step = max(1, -(-size[0] // _KEY_GRID[0]), -(-size[1] // _KEY_GRID[1]))
+        self.first = (((size[1] - 1) % self.step) // 2, ((size[0] - 1) % self.step) // 2)
+        rows, cols = (len(range(start, end, self.step)) for start, end in zip(self.first[::-1], size, strict=True))
+        self.frame = torch.zeros(count, dtype=torch.long)
+        self.values = torch.zeros(count, rows, cols, 4, dtype=torch.float64)
+
+    def add(self, k: int, observation: Observation, priors: Priors) -> None:
+        """The middle frame of window k."""
+        i = len(observation) // 2
+        n = self.frame[k] = observation.frames[i]
+        cut = (slice(self.first[1], None, self.step), slice(self.first[0], None, self.step))
+        w = observation.confidence[i][cut].cpu().double()
+        if priors.moving_mask is not None:
+            w = w * ~priors.moving_mask[n][cut]
+        p = observation.points[i][cut].cpu().double()
+        self.values[k, ..., :3] = torch.where((w > 0)[..., None], p, torch.zeros_like(p))
+        self.values[k, ..., 3] = w
+
+    def done(self) -> Keyframes:
+        """All of them."""
+        return Keyframes(
+            frame=self.frame, points=self.values[..., :3].contiguous(), weight=self.values[..., 3].contiguous(),
+            first=self.first, step=self.step,
+        )  # fmt: skip
 
 
 class _Rows:

@@ -16,6 +16,8 @@ from worldline.align.config import AlignConfig, KnownDistance, Priors
 from worldline.align.flow_data import FlowMatches, flow_targets, match_scene_flow
 from worldline.align.fuse import Fusion, RobustFusion
 from worldline.align.initialize import Start, guess_focal, initialize
+from worldline.align.loop_matches import Loops
+from worldline.align.loops import close_loops
 from worldline.align.metric import metric_factor
 from worldline.align.observation import Observation
 from worldline.align.pixels import full_rays, measured_pixels
@@ -72,14 +74,18 @@ def solve(
         # 2. windows joined, first cameras
         samples = thin(fine, config.samples_per_frame)
         xy, principal = measured_pixels(samples.uv, size, priors)
-        start = known_world(initialize(samples, xy, size, priors, config), priors)
+        start, loops = initialize(samples, xy, size, priors, config), None
+        if config.loops and config.objective == "default":
+            start, loops, found = close_loops(samples, start, size, priors)
+            start = replace(start, notes={**start.notes, **found})
+        start = known_world(start, priors)
         clock.done("join windows", 2)
         # 3. everything together
         focal, published = float(start.rig.log_focal.exp().median()), config.objective == "published"
         rays = read_rays(observations, principal, focal, published) if samples.has_rays else None
         matches = match_scene_flow(observations, samples, start, size, principal) if not published else None
         samples, fine = (replace(s, weight=s.weight * start.kept[s.window][:, None]) for s in (samples, fine))
-        state, fusion, notes = _refine([samples, fine], start, rays, size, priors, config, optical_flow, matches)
+        state, fusion, notes = _refine([samples, fine], start, rays, size, priors, config, optical_flow, matches, loops)
         clock.done("refine", 3)
     # 4. the world of the first camera or of known poses, the metric scale
     windows, cameras = final_world(state, principal, size, num_frames, priors)
@@ -110,7 +116,7 @@ def _one_thread() -> Iterator[None]:
 
 def _refine(
     levels: list[Samples], start: Start, rays: RayViews | None, size: tuple[int, int], priors: Priors,
-    config: AlignConfig, flow: Tensor | None, matches: FlowMatches | None,
+    config: AlignConfig, flow: Tensor | None, matches: FlowMatches | None, loops: Loops | None,
 ) -> tuple[State, Fusion, dict[str, Any]]:  # fmt: skip
     """All variables by the chosen objective, on few samples, then on more; and how depth follows from them."""
     if config.objective == "published":
@@ -125,7 +131,7 @@ def _refine(
         pixels, _ = measured_pixels(level.uv, size, priors)
         targets = None if flow is None else flow_targets(level, flow, size, priors)
         known_focal = priors.intrinsics is not None or (rays is None and "focal_guessed" in start.notes)
-        return Refinement(level, pixels, start, rays, size, fixed_pose, known_focal, targets, matches)
+        return Refinement(level, pixels, start, rays, size, fixed_pose, known_focal, targets, matches, loops)
 
     more = levels[1].uv.shape[1] > levels[0].uv.shape[1]
     finer = (lambda: problem(levels[1])) if more else None
@@ -138,7 +144,7 @@ def _refine(
         and not bool(((found > low) & (found < high)).all())
     ):
         guessed = guess_focal(start, size)
-        state, other, notes = _refine(levels, guessed, rays, size, priors, config, flow, matches)
+        state, other, notes = _refine(levels, guessed, rays, size, priors, config, flow, matches, loops)
         return state, other, {**notes, "focal_guessed": True}
     fusion = RobustFusion(
         along=refined.noise.along, disparity=refined.state.disparity if levels[0].disparity is not None else None,

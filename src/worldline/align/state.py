@@ -62,13 +62,17 @@ class Columns:
     bandwidth: int | None
 
 
-def make_columns(samples: Samples, cameras: int, own_focal: bool, dense_below: int = 700) -> Columns:
-    """Order parameters by time; windows of far frames and a shared focal go to the border."""
+def make_columns(
+    samples: Samples, cameras: int, own_focal: bool, dense_below: int = 700, far: Int[Tensor, " n"] | None = None
+) -> Columns:
+    """Order parameters by time; windows of far frames, those in `far` and a shared focal go to the border."""
     G = samples.num_windows
     first = torch.full((G,), 10**9).scatter_reduce_(0, samples.window, samples.frame, "amin")
     last = torch.full((G,), -1).scatter_reduce_(0, samples.window, samples.frame, "amax")
     count = torch.bincount(samples.window, minlength=G)
     loop = (last - first + 1) > 3 * count.clamp_min(8)
+    if far is not None:
+        loop[far] = True
     items = [(float(c), 0, c) for c in range(cameras)] if cameras > 1 else []
     items += [((float(first[k]) + float(last[k])) / 2, 1, k) for k in range(G) if not loop[k]]
     items.sort()

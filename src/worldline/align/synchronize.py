@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from worldline.align.loop_matches import Loops
 from worldline.align.rotations import cayley
 from worldline.align.sampling import Samples
 from worldline.align.schur import CameraBlock, Layout, LMConfig, Normal, minimise
@@ -205,13 +206,15 @@ class _Synchronisation:
     """The joint energy of the module's docstring; parameters (phi, tau, lambda) of every window."""
 
     def __init__(
-        self, pairs: Pairs, use: Bool[Tensor, " P"], tau: Float[Tensor, " P"], fixed: Bool[Tensor, " G"]
-    ) -> None:
+        self, pairs: Pairs, use: Bool[Tensor, " P"], tau: Float[Tensor, " P"], fixed: Bool[Tensor, " G"],
+        loops: Loops | None = None, loop_tau: float = 1.0,
+    ) -> None:  # fmt: skip
+        self.loops, self.loop_tau = loops, loop_tau
         self.first, self.second = pairs.first[use], pairs.second[use]
         self.source, self.target, self.weight = pairs.source[use], pairs.target[use], pairs.weight[use]
         self.tau = tau[use][:, None]
         reach = int((self.second - self.first).max()) + 1 if len(self.first) else 1
-        banded = len(fixed) > 40 and reach < len(fixed) // 3
+        banded = loops is None and len(fixed) > 40 and reach < len(fixed) // 3
         self.layout = Layout(
             size=7 * len(fixed), bandwidth=7 * reach if banded else None, fixed=fixed.repeat_interleave(7)
         )
@@ -226,7 +229,23 @@ class _Synchronisation:
 
     def cost(self, state: Similarity) -> float:
         error = (self._residual(state)[0] / self.tau[..., None]).square().sum(-1)
-        return 0.5 * float((self.weight * torch.log1p(error)).sum())
+        return 0.5 * float((self.weight * torch.log1p(error)).sum()) + self._loop_cost(state)
+
+    def _loop_cost(self, state: Similarity) -> float:
+        if self.loops is None:
+            return 0.0
+        error = (self.loops.residual(state)[0] / self.loop_tau) ** 2
+        return 0.5 * self.loops.weight * float(torch.log1p(error).sum())
+
+    def _loop_block(self, state: Similarity) -> list[CameraBlock]:
+        if self.loops is None:
+            return []
+        r, own, far, across = self.loops.residual(state)
+        J = self.loops.jacobian(own, far, across)
+        w = self.loops.weight / (1 + (r / self.loop_tau) ** 2) / self.loop_tau**2
+        step = torch.arange(7)
+        columns = torch.cat([7 * self.loops.window[:, None] + step, 7 * self.loops.other[:, None] + step], 1)
+        return [CameraBlock(columns=columns, H=(J * w[:, None])[..., None] * J[:, None], g=J * (w * r)[:, None])]
 
     def linearize(self, state: Similarity) -> Normal:
         r, yk, yl, unit = self._residual(state)
@@ -239,8 +258,8 @@ class _Synchronisation:
         g = (weighted.mT @ r.flatten(1)[..., None])[..., 0]
         step = torch.arange(7)
         columns = torch.cat([7 * self.first[:, None] + step, 7 * self.second[:, None] + step], 1)
-        cost = 0.5 * float((self.weight * torch.log1p(error)).sum())
-        return Normal(cost=cost, cameras=[CameraBlock(columns=columns, H=H, g=g)])
+        cost = 0.5 * float((self.weight * torch.log1p(error)).sum()) + self._loop_cost(state)
+        return Normal(cost=cost, cameras=[CameraBlock(columns=columns, H=H, g=g), *self._loop_block(state)])
 
     def retract(self, state: Similarity, dx: Tensor, dd: list[Tensor]) -> Similarity:
         return perturb(state, dx.reshape(-1, 7))
@@ -264,14 +283,41 @@ def perturb(state: Similarity, step: Float[Tensor, "G 7"]) -> Similarity:
     )
 
 
-def synchronise(start: Similarity, pairs: Pairs, use: Bool[Tensor, " P"], fixed: Bool[Tensor, " G"]) -> Similarity:
+def synchronise(
+    start: Similarity, pairs: Pairs, use: Bool[Tensor, " P"], fixed: Bool[Tensor, " G"]
+) -> Similarity:
     """Minimise the joint energy over all windows; `fixed` ones (one per component) hold the gauge."""
     if not bool(use.any()):
         return start
+    problem = _Synchronisation(pairs, use, _scales(start, pairs, use, fixed), fixed)
+    return minimise(problem, start, LMConfig(iterations=8, tolerance=1e-3)).state
+
+
+def close(
+    start: Similarity, pairs: Pairs, use: Bool[Tensor, " P"], fixed: Bool[Tensor, " G"], loops: Loops
+) -> tuple[Similarity, Loops]:
+    """All windows joined with loops as well, which get heavier until they close; and the loops with that weight."""
+    tau = _scales(start, pairs, use, fixed)
+    windows = start
+    for attempt in range(6):
+        missed = float(loops.residual(windows)[0].abs().quantile(0.5))
+        problem = _Synchronisation(pairs, use, tau, fixed, loops, max(2 * missed, 2 * loops.floor))
+        windows = minimise(problem, windows, LMConfig(iterations=8, tolerance=1e-3)).state
+        heavier = loops.weighted(windows)
+        if heavier is loops and attempt > 0:
+            break
+        loops = heavier
+    return windows, loops
+
+
+def _scales(
+    start: Similarity, pairs: Pairs, use: Bool[Tensor, " P"], fixed: Bool[Tensor, " G"]
+) -> Float[Tensor, " P"]:
+    """Robust width of every pair's residuals."""
     usable = pairs.weight > 0
     problem = _Synchronisation(pairs, use, torch.ones_like(pairs.residual), fixed)
     error = torch.zeros_like(pairs.weight)
-    error[use] = problem._residual(start)[0].norm(dim=-1)
+    if bool(use.any()):
+        error[use] = problem._residual(start)[0].norm(dim=-1)
     size = (pairs.target - _masked_mean(pairs.target, usable)[:, None]).norm(dim=-1)
-    tau = (2.0 * masked_quantile(error, usable)).clamp_min(1e-6 * _masked_median(size, usable) + 1e-12)
-    return minimise(_Synchronisation(pairs, use, tau, fixed), start, LMConfig(iterations=8, tolerance=1e-3)).state
+    return (2.0 * masked_quantile(error, usable)).clamp_min(1e-6 * _masked_median(size, usable) + 1e-12)
