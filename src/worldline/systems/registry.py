@@ -31,6 +31,8 @@ class Card:
     needs: tuple[str, ...]
     """Python packages beyond the core."""
     load: Callable[[Loading], VideoSystem | PictureSystem]
+    caution: str = ""
+    """What it is known to be bad at."""
 
     @property
     def installed(self) -> bool:
@@ -54,6 +56,12 @@ def _motioncrafter_denoising(loading: Loading) -> VideoSystem:
     from worldline.systems.motioncrafter.system import load_denoising
 
     return load_denoising(loading)
+
+
+def _geo4d_mini(loading: Loading) -> VideoSystem:
+    from worldline.systems.geo4d.system import load_mini
+
+    return load_mini(loading)
 
 
 def _geo4d(loading: Loading) -> VideoSystem:
@@ -106,6 +114,7 @@ CARDS = {
             multiple=2,
             needs=(),
             load=_motioncrafter_mini,
+            caution="scene flow is no better than predicting no motion, and marked unreliable",
         ),
         Card(
             name="motioncrafter",
