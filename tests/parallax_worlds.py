@@ -8,6 +8,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from worldline.align.flow_adjust import FlowState, Matches
+from worldline.systems.parallax.fill import EdgeWeights
 from worldline.systems.parallax.representation import FlowPairs, encode_flow, grid_pixels
 
 
@@ -145,3 +146,23 @@ def pose_errors(estimated: np.ndarray, truth: np.ndarray) -> tuple[float, float]
     return float(angle), float(
         np.linalg.norm(scale * a - b, axis=1).max() / np.linalg.norm(np.diff(b, axis=0), axis=1).sum()
     )
+
+
+def uniform(height: int, width: int) -> EdgeWeights:
+    """An image without edges."""
+    right, down = np.ones((height, width), np.float32), np.ones((height, width), np.float32)
+    right[:, -1], down[-1] = 0, 0
+    return EdgeWeights(right=right, down=down)
+
+
+def true_r(scene: World, t: int) -> np.ndarray:
+    """Inverse depth [H, W] of frame t."""
+    height, width = scene.size
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    pixels = np.stack([x, y], -1).reshape(-1, 2).astype(np.float64)
+    return (1 / scene.depth(t, pixels)).reshape(height, width).astype(np.float32)
+
+
+def camera_state(scene: World) -> FlowState:
+    """The true cameras."""
+    return scene.state(scene.matches((1,), count=4))

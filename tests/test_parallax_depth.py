@@ -7,18 +7,15 @@ import pytest
 from scipy.sparse import diags, identity, kron
 from scipy.sparse.linalg import spsolve
 
-from parallax_worlds import World, world
+from parallax_worlds import World, camera_state, true_r, uniform, world
 from worldline.align.flow_adjust import R_MIN, FlowState
 from worldline.systems.parallax.dense import (
     DenseConfig,
-    chain_prior,
     dense_depth,
     probability,
-    scale_prior,
     triangulate_frame,
-    weighted_median,
 )
-from worldline.systems.parallax.fill import EdgeWeights, FillConfig, edge_weights, fill, smooth, smooth_rows
+from worldline.systems.parallax.fill import FillConfig, Guide, edge_weights, fill, smooth, smooth_rows
 from worldline.systems.parallax.fuse import fuse
 from worldline.systems.parallax.mask import MaskConfig, motion_score, moving_regions, vote
 from worldline.systems.parallax.motion import MotionConfig, ground_contact, growth, scene_flow, steady
@@ -33,23 +30,6 @@ from worldline.systems.parallax.representation import (
 
 OFFSETS = (1, -1, 2, -2)
 FLAT = np.full((48, 64), 1.0, np.float32)
-
-
-def uniform(height: int, width: int) -> EdgeWeights:
-    right, down = np.ones((height, width), np.float32), np.ones((height, width), np.float32)
-    right[:, -1], down[-1] = 0, 0
-    return EdgeWeights(right=right, down=down)
-
-
-def true_r(scene: World, t: int) -> np.ndarray:
-    height, width = scene.size
-    x, y = np.meshgrid(np.arange(width), np.arange(height))
-    pixels = np.stack([x, y], -1).reshape(-1, 2).astype(np.float64)
-    return (1 / scene.depth(t, pixels)).reshape(height, width).astype(np.float32)
-
-
-def camera_state(scene: World) -> FlowState:
-    return scene.state(scene.matches((1,), count=4))
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +131,9 @@ def test_a_prior_gives_the_far_shape_and_parallax_the_scale() -> None:
     y, x = np.mgrid[:48, :64]
     bump = (1 + 0.5 * np.exp(-((x - 48.0) ** 2 + (y - 24.0) ** 2) / 60)).astype(np.float32)
     known = (x < 20).astype(np.float32)
-    filled = fill((2 * bump * known).astype(np.float32), known, uniform(48, 64), FillConfig(near=2.0), prior=2.1 * bump)
-    blind = fill((2 * bump * known).astype(np.float32), known, uniform(48, 64), FillConfig(near=2.0))
+    r, guide = (2 * bump * known).astype(np.float32), Guide(value=2.1 * bump)
+    filled = fill(r, known, uniform(48, 64), FillConfig(near=2.0), guide)
+    blind = fill(r, known, uniform(48, 64), FillConfig(near=2.0))
     error, without = (np.abs(np.log(f.value / (2 * bump)))[:, 40:56].mean() for f in (filled, blind))
     assert error < 0.6 * without
 
@@ -166,28 +147,6 @@ def test_fusion_takes_the_neighbours_word_where_a_frame_sees_nothing(clip) -> No
     truth = true_r(scene, 2)
     assert np.abs(fused / truth - 1)[22:28, 32:48].max() < 0.03 and trust[22:28, 32:48].min() > 0.2
     assert np.abs(fused / truth - 1)[5:-5, 10:-10].max() < 0.03
-
-
-def test_the_prior_is_scaled_frame_by_frame_even_where_nothing_is_seen() -> None:
-    r = np.full((4, 20, 20), 2.0, np.float32)
-    prior = r / np.array([1, 2, 3, 4], np.float32)[:, None, None]
-    c = np.ones_like(r)
-    c[2] = 0
-    assert np.allclose(scale_prior(r, c, prior), [1, 2, np.sqrt(8), 4], rtol=1e-4)
-    assert np.allclose(scale_prior(r, np.zeros_like(r), prior), 1)
-
-
-def test_a_flickering_prior_is_steadied_along_the_flow_of_a_rotating_camera() -> None:
-    scene = world(frames=5, move=(0, 0, 0), turn_deg=(0.5, 1.0, 0))
-    flicker = np.exp(np.array([0.0, 0.3, -0.2, 0.1, 0.25]))
-    prior = np.stack([true_r(scene, t) * flicker[t] for t in range(5)]).astype(np.float32)
-    steadied = chain_prior(prior, scene.pairs(OFFSETS), camera_state(scene)) * flicker
-    assert np.ptp(np.log(steadied)) < 0.05
-
-
-def test_weighted_median() -> None:
-    assert weighted_median(np.array([1.0, 5.0, 9.0]), np.array([1.0, 1.0, 3.0])) == 9.0
-    assert weighted_median(np.array([1.0]), np.array([0.0])) == 0.0
 
 
 def test_confidence_is_a_probability_that_grows_with_support_and_precision() -> None:

@@ -18,9 +18,12 @@ from worldline.systems.parallax.observability import (
     describe,
     focal_deviation,
     focal_kind,
+    plausible_focal,
     unexplained,
 )
 from worldline.systems.parallax.statistic import CameraKind, Parallax, classify, measure, rotation_focal, still
+
+FOCAL_STEP = 0.1  # change of log focal length that bundle adjustment follows from where it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,19 +123,35 @@ def solve_cameras(
     if grown is None:
         return _without_translation(clip, rotating, "rotation_only", parallax, config)
     # 5. Bundle adjustment over everything; was it parallax that it explained?
-    weak = max(parallax.by_gap(clip.offsets).values()) < config.prior_below_px
-    state, cost = refine(clip, grown, config, config.iterations, with_prior=weak)
+    state, cost = refine(clip, grown, config, config.iterations, with_prior=_weak(clip, parallax, config))
     share = unexplained(clip.matches, state, clip.offsets)
     if share > config.noise_share:
         return _without_translation(clip, rotating, "rotation_only", parallax, config)
+    # 6. A focal length that the motion does not show is a usual one.
     deviation = focal_deviation(_problem(clip, config, config.sigma_px), state)
     focal = focal_kind(clip.known_focal, deviation, config.focal_deviation)
-    if focal == "not_observable" and clip.prior is not None and not weak:  # then its shape is all there is to go by
-        again = Grown(state=state, registered=grown.registered)
-        state, cost = refine(clip, again, config, config.iterations, with_prior=True)
+    if focal == "not_observable":
+        clip = _with_usual_focal(clip, state, deviation, config)
+        if abs(np.log(clip.intrinsics[0, 0] / state.intrinsics[0, 0])) > FOCAL_STEP:
+            grown = _best_start(clip, parallax, [clip.intrinsics], config, progress) or grown
+        grown = Grown(state=replace(grown.state, intrinsics=clip.intrinsics), registered=grown.registered)
+        state, cost = refine(clip, grown, config, config.iterations, with_prior=_weak(clip, parallax, config))
+        share = unexplained(clip.matches, state, clip.offsets)
     solution = CameraSolution(state=state, kind="full", focal=focal, registered=grown.registered)
     numbers = {"cost": cost, "unexplained": share, "focal_deviation": deviation}
     return describe(solution, parallax, clip.offsets, config.low_px, numbers)
+
+
+def _weak(clip: Clip, parallax: Parallax, config: CameraConfig) -> bool:
+    """Whether there is so little parallax that a depth prior helps the cameras."""
+    return max(parallax.by_gap(clip.offsets).values()) < config.prior_below_px
+
+
+def _with_usual_focal(clip: Clip, state: FlowState, deviation: float, config: CameraConfig) -> Clip:
+    """The clip with the most plausible focal length for given, where its motion does not show it."""
+    usual = config.default_focal * clip.longer_side
+    focal_px = plausible_focal(float(state.intrinsics[:, 0].mean()), deviation, usual, config.focal_spread)
+    return replace(clip, intrinsics=clip.with_focal(focal_px), known_focal=True)
 
 
 def focal_factors(config: CameraConfig) -> np.ndarray:
@@ -243,5 +262,10 @@ def _without_translation(
     focal = focal_kind(clip.known_focal, deviation, config.focal_deviation)
     if kind == "static" and not clip.known_focal:
         state = replace(state, intrinsics=clip.intrinsics)
+    elif focal == "not_observable":
+        known = _with_usual_focal(clip, state, deviation, config)
+        state = replace(state, intrinsics=known.intrinsics)
+        if kind == "rotation_only" and frames > 1:
+            state, _ = adjust(replace(problem, free_focal=False), state, config.iterations)
     solution = CameraSolution(state=state, kind=kind, focal=focal, registered=np.ones(frames, bool))
     return describe(solution, parallax, clip.offsets, config.low_px, {"focal_deviation": deviation})

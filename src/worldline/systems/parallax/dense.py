@@ -10,13 +10,16 @@ import numpy as np
 
 from worldline.align.flow_adjust import R_MIN, FlowState
 from worldline.scene import Progress, no_progress
-from worldline.systems.parallax.fill import EdgeWeights, FillConfig, Filled, edge_weights, fill
+from worldline.systems.parallax.fill import EdgeWeights, FillConfig, Filled, Guide, edge_weights, far_guesses, fill
 from worldline.systems.parallax.flow import workers
 from worldline.systems.parallax.fuse import fuse
 from worldline.systems.parallax.mask import MaskConfig, average_score, grow_mask, motion_score, moving_regions, vote
 from worldline.systems.parallax.motion import MotionConfig, ground_contact, steady
-from worldline.systems.parallax.representation import FLOW_UNIT, Arena, FlowPairs, lookup, texture
+from worldline.systems.parallax.prior import PriorTrust, chain_prior, measure_trust
+from worldline.systems.parallax.representation import FLOW_UNIT, Arena, FlowPairs, texture
 from worldline.systems.parallax.triangulate import Triangulated, triangulate
+
+PRIOR_ERROR = 0.3  # usual error of a prior's log depth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,7 @@ class DenseConfig:
         sigma_px: reprojection error at which a view counts a quarter.
         support: share of agreeing flow at which confidence starts, and at which it is full.
         texture: mean squared gradient (grey levels squared) at which confidence is halved.
+        company: mean confidence of the neighbourhood at which a pixel's own is halved.
         noise_px: typical error of a flow that passed the forward-backward check.
         fusions: rounds of temporal fusion.
         fill: propagation.
@@ -38,6 +42,7 @@ class DenseConfig:
     sigma_px: float = 0.75
     support: tuple[float, float] = (0.35, 0.75)
     texture: float = 4.0
+    company: float = 0.05
     noise_px: float = 0.2
     fusions: int = 2
     fill: FillConfig = field(default_factory=FillConfig)
@@ -93,7 +98,7 @@ def dense_depth(
         for _ in range(config.fusions):
             for_all(work.exchange, len(rgb), "fusion", progress)
             work.swap()
-        work.scale_prior()
+        work.weigh_prior()
     # 2. What moves, as seen from a world where nothing does.
     spread = work.spread if see_depth else work.believe
     for_all(lambda t: work.score(t, spread), len(rgb), "motion", progress)
@@ -126,7 +131,7 @@ class _Dense:
         self.next_r, self.next_c = arena.zeros(shape, np.float32), arena.zeros(shape, np.float32)
         self.precision, self.scores = arena.zeros(shape, np.float32), arena.zeros(shape, np.float32)
         self.confidence, self.moving = arena.zeros(shape, np.float32), arena.zeros(shape, np.bool_)
-        self.factor = np.ones(len(rgb), np.float32)
+        self.trust: PriorTrust | None = None
 
     def weights(self, t: int) -> EdgeWeights:
         """Affinities of a frame (cheap enough not to keep)."""
@@ -146,15 +151,33 @@ class _Dense:
         """Take over what `exchange` found."""
         self.r, self.c, self.next_r, self.next_c = self.next_r, self.next_c, self.r, self.c
 
-    def scale_prior(self) -> None:
-        """Bring every frame of the prior to the scale of what was seen."""
+    def weigh_prior(self) -> None:
+        """Find out what the prior is worth next to what was seen."""
         if self.prior is not None:
-            self.factor = scale_prior(self.r, self.c, self.prior).astype(np.float32)
+            self.trust = measure_trust(self.seen, len(self.r), self.guesses)
+
+    def seen(self, t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Inverse depth, its confidence, that of its logarithm, and the prior as it came."""
+        assert self.prior is not None
+        return self.r[t], self.c[t], self.c[t] * self.log_weight(t), self.prior[t]
+
+    def log_weight(self, t: int) -> np.ndarray:
+        """Weight [H, W] of log r next to a prior's: the noise of r over r against the usual error of a prior."""
+        sigmas = self.precision[t] * self.r[t]
+        return sigmas**2 / (sigmas**2 + PRIOR_ERROR**-2)
+
+    def guesses(self, t: int, kept: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log inverse depth of one frame by planes and by the prior, from the part `kept` of what was seen."""
+        guide = Guide(value=prior, weight=self.log_weight(t), share=1.0)
+        return far_guesses(self.r[t], self.c[t] * kept, self.weights(t), self.config.fill, guide)
 
     def spread(self, t: int, weights: EdgeWeights, apart: np.ndarray | None = None) -> Filled:
         """What was seen, propagated to all pixels."""
-        prior = None if self.prior is None else self.factor[t] * self.prior[t]
-        filled = fill(self.r[t], self.c[t], weights, self.config.fill, prior, apart)
+        guide = None
+        if self.prior is not None and self.trust is not None:
+            value, share = self.trust.apply(self.prior[t], t), float(self.trust.share[t])
+            guide = Guide(value=value, weight=self.log_weight(t), share=share)
+        filled = fill(self.r[t], self.c[t], weights, self.config.fill, guide, apart)
         return Filled(value=np.maximum(filled.value, R_MIN), confidence=filled.confidence)
 
     def believe(self, t: int, weights: EdgeWeights, apart: np.ndarray | None = None) -> Filled:
@@ -178,8 +201,7 @@ class _Dense:
         filled = spread(t, self.weights(t), moving)
         sure = probability(filled.confidence, self.precision[t] * filled.value) * (filled.confidence > 0)
         self.confidence[t] = np.where(moving, 0.3 * sure, sure)
-        grounded = self.prior is None
-        self.r[t] = ground_contact(filled.value, labels, self.config.motion) if grounded else filled.value
+        self.r[t] = ground_contact(filled.value, labels, self.config.motion)
         self.moving[t] = moving
 
 
@@ -222,12 +244,17 @@ def triangulate_frame(pairs: FlowPairs, state: FlowState, t: int, sigma_px: floa
 
 
 def trust_in(seen: Triangulated, tex: np.ndarray, config: DenseConfig) -> np.ndarray:
-    """Confidence [H, W] of triangulated inverse depth: agreement x information x texture, 0 at the floor (spec 1.9)."""
+    """Confidence [H, W] of triangulated inverse depth: agreement x information x texture, 0 at the floor (spec 1.9).
+
+    Where most flow is wrong some of it agrees by chance, in specks: a pixel is believed as far as its neighbours are.
+    """
     low, high = config.support
     agreement = np.clip((seen.support - low) / (high - low), 0, 1)
     usual = max(float(np.quantile(seen.information, 0.75)), 1e-6)
     known = np.minimum(seen.information / usual, 1) * (seen.r > 2 * R_MIN)
-    return (agreement * known * tex / (tex + config.texture)).astype(np.float32)
+    alone = (agreement * known * tex / (tex + config.texture)).astype(np.float32)
+    around = local_mean(alone)
+    return alone * around / (around + np.float32(config.company))
 
 
 def probability(support: np.ndarray, precision: np.ndarray) -> np.ndarray:
@@ -246,47 +273,3 @@ def local_mean(values: np.ndarray) -> np.ndarray:
     import cv2
 
     return cv2.blur(values, (9, 9))
-
-
-def scale_prior(r: np.ndarray, c: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """Factor [T] that brings every frame of the prior to the scale of r: robust, interpolated where nothing is seen."""
-    logs, weight = np.zeros(len(r)), np.zeros(len(r))
-    for t in range(len(r)):
-        known = (prior[t] > 0) & (c[t] > 0.05)
-        weight[t] = float(c[t][known].sum())
-        logs[t] = weighted_median(np.log(r[t][known] / prior[t][known]), c[t][known])
-    seen = np.flatnonzero(weight > 0.002 * r[0].size)
-    if not len(seen):
-        return np.ones(len(r))
-    return np.exp(np.interp(np.arange(len(r)), seen, logs[seen]))
-
-
-def chain_prior(prior: np.ndarray, pairs: FlowPairs, state: FlowState) -> np.ndarray:
-    """Factor [T] that makes the prior's frames agree along the flow, for cameras without translation."""
-    count = len(prior)
-    rows, values, weights = [], [], []
-    for t in range(count):
-        for offset in (offset for offset in pairs.offsets if offset > 0 and t + offset < count):
-            flow, trust = pairs.read(t, offset)
-            there = lookup(prior[t + offset], flow)
-            known = (prior[t] > 0) & (there > 0) & (trust > 0.5)
-            if known.mean() > 0.02:
-                rows.append((t, t + offset))
-                values.append(float(np.median(np.log(prior[t][known][::5] / there[known][::5]))))
-                weights.append(float(known.mean()))
-    system = np.zeros((len(rows) + count, count))
-    for n, ((a, b), weight) in enumerate(zip(rows, weights, strict=True)):
-        system[n, b], system[n, a] = weight, -weight
-    system[len(rows) :] = 0.01 * np.eye(count)
-    right = np.concatenate([np.array(values) * np.array(weights), np.zeros(count)])
-    return np.exp(np.linalg.lstsq(system, right, rcond=None)[0])
-
-
-def weighted_median(values: np.ndarray, weight: np.ndarray) -> float:
-    """Weighted median of all values; 0 where nothing has weight."""
-    keep = weight > 0
-    if not keep.any():
-        return 0.0
-    order = np.argsort(values[keep])
-    cumulated = np.cumsum(weight[keep][order])
-    return float(values[keep][order][np.searchsorted(cumulated, 0.5 * cumulated[-1])])

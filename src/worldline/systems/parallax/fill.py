@@ -29,6 +29,7 @@ class FillConfig:
         ridge: slope regulariser of the near rounds, in units of the longer side.
         far_ridge: the same of the far round, where planes extrapolate.
         trust: propagated confidence at which the near fit counts half.
+        reach: propagated confidence below which planes say less than a guide, whatever that is worth.
         range: values are clipped to (low, high) times the (0.5, 99.5) percentiles of the confident ones.
         prior_reach: smoothness of the ratio to a prior.
         pull: confidence of that ratio being 1, at every pixel.
@@ -41,6 +42,7 @@ class FillConfig:
     ridge: float = 0.03
     far_ridge: float = 0.08
     trust: float = 0.012
+    reach: float = 0.003
     range: tuple[float, float] = (0.5, 1.3)
     prior_reach: float = 1000.0
     pull: float = 0.001
@@ -52,6 +54,21 @@ class Filled:
 
     value: np.ndarray
     confidence: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """Inverse depth from elsewhere, at the scale of what was seen.
+
+    Attributes:
+        value: [H, W] float32, 0 where unknown.
+        weight: [H, W] or a number, how much of each pixel's confidence holds for the logarithm of its inverse depth.
+        share: weight of the guide against planes, 0..1 (see `prior.measure_trust`).
+    """
+
+    value: np.ndarray
+    weight: np.ndarray | float = 1.0
+    share: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +105,7 @@ def fill(
     confidence: np.ndarray,
     weights: EdgeWeights,
     config: FillConfig = FillConfig(),
-    prior: np.ndarray | None = None,
+    guide: Guide | None = None,
     apart: np.ndarray | None = None,
 ) -> Filled:
     """Local planes through the confident inverse depths, everywhere (near, near without outliers, far).
@@ -98,10 +115,9 @@ def fill(
         confidence: [H, W] float32 in [0, 1].
         weights: affinities of the image.
         config: see there.
-        prior: [H, W] float32 inverse depth from elsewhere at the scale of `r`, 0 where unknown. Far from confident
-            values the log ratio to it is propagated instead of the plane: it gives edges and holes, parallax gives
-            scale and low frequencies (spec 3C).
-        apart: [H, W] bool, pixels that are not part of the surfaces around them (moving things): prior only.
+        guide: inverse depth from elsewhere. Far from confident values the log ratio to it is propagated beside the
+            plane: it gives edges and holes, parallax gives scale and low frequencies (spec 3C).
+        apart: [H, W] bool, pixels that are not part of the surfaces around them (moving things): guide only.
     """
     ridge, far_ridge = np.float32(config.ridge**2), np.float32(config.far_ridge**2)
     c = confidence.astype(np.float32) + np.float32(1e-6)
@@ -110,10 +126,11 @@ def fill(
     moments = _moments(r, c)
     near, support = _plane_fit(smooth(moments, weights, config.near, config.passes), ridge)
     trust = support / (support + np.float32(config.trust))
-    far, _ = _plane_fit(smooth(moments, weights, config.far, config.passes), far_ridge)
-    if prior is not None:
-        followed, known = _follow(prior, r, c, weights, config), prior > 0
-        far = _blend(far, followed, known, r, c)
+    far, reach = _plane_fit(smooth(moments, weights, config.far, config.passes), far_ridge)
+    if guide is not None:
+        followed, known = _follow(guide, r, c, weights, config), guide.value > 0
+        share = 1 - (1 - guide.share) * reach / (reach + np.float32(config.reach))  # nothing in reach: the guide alone
+        far = np.where(known, followed**share * np.maximum(far, 1e-4) ** (1 - share), far)
         far = far if apart is None else np.where(apart & known, followed, far)
     mixed = trust * near + (1 - trust) * far
     confident = confidence > 0.3
@@ -123,23 +140,22 @@ def fill(
     return Filled(value=mixed.astype(np.float32), confidence=trust.astype(np.float32))
 
 
-def _blend(plane: np.ndarray, followed: np.ndarray, known: np.ndarray, r: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """Geometric mean of two far fits, each weighted by one over its squared error on the confident pixels."""
-    plane = np.maximum(plane, 1e-4)
-    sure = known & (c > 0.3) & (r > 0)
-    if sure.sum() < 50:
-        return np.where(known, followed, plane)
-    errors = [float(np.median(np.abs(np.log(fit[sure] / r[sure])))) + 0.02 for fit in (plane, followed)]
-    share = errors[0] ** 2 / (errors[0] ** 2 + errors[1] ** 2)
-    return np.where(known, np.exp(share * np.log(followed) + (1 - share) * np.log(plane)), plane)
+def far_guesses(
+    r: np.ndarray, confidence: np.ndarray, weights: EdgeWeights, config: FillConfig, guide: Guide
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log inverse depth [H, W] far from what was seen: by planes through it, and by following the guide."""
+    c = confidence.astype(np.float32) + np.float32(1e-6)
+    far, _ = _plane_fit(smooth(_moments(r, c), weights, config.far, config.passes), np.float32(config.far_ridge**2))
+    followed = _follow(guide, r, c, weights, config)
+    return np.log(np.maximum(far, 1e-4)), np.log(np.maximum(followed, 1e-4))
 
 
-def _follow(prior: np.ndarray, r: np.ndarray, c: np.ndarray, weights: EdgeWeights, config: FillConfig) -> np.ndarray:
-    """The prior times the smoothly propagated ratio of confident inverse depths to it."""
-    known = prior > 0
-    safe = np.where(known, prior, 1)
+def _follow(guide: Guide, r: np.ndarray, c: np.ndarray, weights: EdgeWeights, config: FillConfig) -> np.ndarray:
+    """The guide times the smoothly propagated ratio of confident inverse depths to it."""
+    known = guide.value > 0
+    safe = np.where(known, guide.value, 1)
     ratio = np.clip(np.log(np.maximum(r, 1e-4) / safe), -1.5, 1.5).astype(np.float32)
-    trusted = np.where(known, c, 0).astype(np.float32)
+    trusted = np.where(known, c * guide.weight, 0).astype(np.float32)
     moments = np.stack([trusted * ratio, trusted + np.float32(config.pull)], -1)
     moments = smooth(moments, weights, config.prior_reach, config.passes)
     return safe * np.exp(moments[..., 0] / moments[..., 1])

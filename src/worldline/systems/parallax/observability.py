@@ -75,6 +75,23 @@ def focal_kind(known: bool, deviation: float, limit: float) -> FocalKind:
     return "estimated" if deviation < limit else "not_observable"
 
 
+def plausible_focal(found: float, deviation: float, usual: float, spread: float) -> float:
+    """The focal length to go on with when the motion hardly shows it.
+
+    log f has two witnesses: the adjustment, log `found` with standard deviation s = `deviation`, and what cameras
+    usually have, log `usual` with standard deviation p = `spread`. Their weighted mean has the weight
+
+        a = p^2 / (p^2 + s^2) / (1 + z^2)^2,      z^2 = (log found - log usual)^2 / (4 (p^2 + s^2))
+
+    on the first: a finding that contradicts what cameras have is a sign of a moving thing taken for the world.
+    """
+    if not np.isfinite(deviation):
+        return usual
+    difference, variance = np.log(found / usual), spread**2 + deviation**2
+    share = spread**2 / variance / (1 + difference**2 / (4 * variance)) ** 2
+    return float(usual * np.exp(share * difference))
+
+
 def describe(
     solution: CameraSolution,
     parallax: Parallax,
