@@ -51,13 +51,13 @@ def modality_rows(system: Geo4DSystem, truth: judging.Truth) -> Iterator[ablatio
     return (row for row in rows if row.table == TABLE)
 
 
-def unreliable(scores: Sequence[judging.Score]) -> list[str]:
-    """Outputs that do not beat looking at nothing by two standard errors."""
-    gains = {
-        output: tables.difference(scores, TABLE, metric, judging.TRIVIAL, row)
-        for output, (row, metric) in OUTPUTS.items()
-    }
-    return [output for output, (gain, error, _) in gains.items() if not gain > 2 * error]
+def trivial_minus(scores: Sequence[judging.Score]) -> dict[str, dict[str, object]]:
+    """By how much each output is better than looking at nothing, with the standard error, clip by clip."""
+    found = {}
+    for output, (row, metric) in OUTPUTS.items():
+        gain, error, clips = tables.difference(scores, TABLE, metric, judging.TRIVIAL, row)
+        found[output] = {"row": row, "metric": metric, "gain": gain, "error": error, "clips": clips}
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,13 +72,15 @@ def main(argv: list[str] | None = None) -> int:
     system = load_mini(Loading(device=torch.device("cpu"), weights=str(options.weights)))
     scores = [score for clip in scores_of(system, options.clips) for score in clip]
     lines = tables.lines(scores, lambda table: ablation.ALL)
-    bad = unreliable(scores)
+    gains = trivial_minus(scores)
+    bad = [output for output, cell in gains.items() if not cell["gain"] > 2 * cell["error"]]
     answer = {
         "command": f"python benchmarks/geo4d_mini.py --clips {options.clips}",
         "clips": options.clips,
         "seeds_from": judging.VALIDATION_START,
         "size": SIZE,
         "frames": system.model.config.window,
+        "trivial_minus": gains,
         "rows": tables.rows(lines),
     }
     if options.write:

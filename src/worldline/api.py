@@ -39,8 +39,8 @@ SMALLEST_SIDE_PX = 16
 
 
 def systems() -> list[dict[str, Any]]:
-    """Every system as a row: name, summary, kind, weights, licence, needs, installed."""
-    names = ("name", "summary", "kind", "weights", "licence", "needs", "installed")
+    """Every system as a row: name, summary, kind, weights, licence, needs, installed, embedded, caution."""
+    names = ("name", "summary", "kind", "weights", "licence", "needs", "installed", "embedded", "caution")
     return [{name: getattr(entry, name) for name in names} for entry in CARDS.values()]
 
 

@@ -26,8 +26,13 @@ def run(args: Systems) -> int:
     if args.json:
         result_json(rows)
         return 0
+    wide = max(len(row["name"]) for row in rows) + 1
+    result(f"{api.AUTO:<{wide}} the default: {api.PARALLAX}, with {api.AUTO_PRIOR} where flow says nothing")
     for row in rows:
-        state = "installed" if row["installed"] else f"needs {', '.join(row['needs'])}"
-        result(f"{row['name']:<20} {row['summary']}")
-        result(f"{'':<20} weights: {row['weights']}; licence: {row['licence']}; {state}")
+        state = f"needs {', '.join(row['needs'])}" if not row["installed"] else ""
+        state = state or ("runs as installed" if row["embedded"] else "runs once the weights are here")
+        result(f"{row['name']:<{wide}} {row['summary']}")
+        result(f"{'':<{wide}} weights: {row['weights']}; licence: {row['licence']}; {state}")
+        if row["caution"]:
+            result(f"{'':<{wide}} mind: {row['caution']}")
     return 0

@@ -69,8 +69,6 @@ class Geo4DMini(Common):
     """Folder for checkpoints, loss curves and the finished mini.safetensors."""
     seed: int = 11
     """Of everything random: weights, scenes, noise."""
-    embedded: bool = False
-    """The short schedule, 20 minutes of one core, instead of the full one."""
 
 
 @dataclass(frozen=True, kw_only=True)
