@@ -137,7 +137,7 @@ def moves(
     """
     rgb, depth = scene.video.rgb(), pointmap.scene_depth(scene).float()
     values = torch.cat([functional.avg_pool2d(rgb.movedim(-1, 1), 3, 1, 1).movedim(1, -1), depth[..., None]], -1)
-    away, seen, first = torch.zeros_like(z[0]), torch.zeros_like(z[0]), None
+    (away, seen, left), first = torch.zeros(3, *z.shape[1:]), None
     for t in range(len(z)):
         read, found = pointmap.sample_values(scene.points[t], scene.valid[t], values[t], still_uv[t])
         first = read[..., :3] if first is None else first
@@ -152,8 +152,14 @@ def moves(
         gone = ~found | through | other | elsewhere
         away += alive & gone & (gap > max(config.still_px, config.typical * usual))
         seen += alive
-    off = away >= torch.clamp(config.often * seen, min=min(2, len(z) - 1))
-    return without_speckle(off, config.speckle)
+        left += found & (through | other)
+    least = min(2, len(z) - 1)
+    off = (away >= torch.clamp(config.often * seen, min=least)).float()
+    told = (seen >= least + 1) | (off > 0)  # the first frame counts; the rest was lost at once
+    if bool(told.any()):  # and is as its neighbours, if it is not where it was
+        near = spread(off[..., None].expand(*off.shape, 3), told)[..., 0]
+        off = torch.where(told, off, near * (left >= config.often * len(z)))
+    return without_speckle(off > 0.5, config.speckle)
 
 
 def without_speckle(mask: Bool[Tensor, "h w"], smallest: float) -> Bool[Tensor, "h w"]:

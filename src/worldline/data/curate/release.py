@@ -14,11 +14,13 @@ and holes are where no point falls, not where the picture is black.
 from __future__ import annotations
 
 import gzip
+import io
 import pickle
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,13 +94,24 @@ def write_published(folder: Path, name: str, tracked: Tracked, rendering: Render
         "vis": tracks.visible.flatten(1, 2),
     }
     with atomic_file(folder / f"{name}_dt3d_pred.pkl") as draft, draft.open("wb") as stream:
-        pickle.dump({key: value.contiguous() for key, value in content.items()}, stream, protocol=4)
+        _Repeatable(stream, protocol=4).dump({key: value.contiguous() for key, value in content.items()})
     holes = ~rendering.covered
     with atomic_file(folder / f"{name}_mask_render_binary.npy") as draft, draft.open("wb") as stream:
         np.save(stream, holes.numpy().astype(np.uint8), allow_pickle=False)
     white = holes[..., None].expand(*holes.shape, 3).to(torch.uint8) * 255
     for ending, frames in (("_dt3d_render.mp4", rendering.frames), ("_mask_render.mp4", white)):
         write_video(folder / f"{name}{ending}", Video(frames=frames, timestamps=tracks.timestamps))
+
+
+class _Repeatable(pickle.Pickler):
+    """Pickles tensors as torch does, but the same ones to the same bytes: torch would write the storage's address."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, torch.TypedStorage):
+            return NotImplemented
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        return torch.storage._load_from_bytes, (buffer.getvalue(),)
 
 
 def archive(folder: Path, names: Sequence[str], target: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -34,6 +34,7 @@ class Tracked:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Turns the frames of a clip into tracks on a grid of the given size."""
 
@@ -46,6 +47,7 @@ class Tracker(Protocol):
         ...
 
 
+@runtime_checkable
 class Painted(Protocol):
     """A picture of points, as `render.splat.Splat`."""
 
@@ -65,6 +67,7 @@ class Painted(Protocol):
         ...
 
 
+@runtime_checkable
 class Splatter(Protocol):
     """Renders world points as a camera sees them, as `render.splat.splat`."""
 

@@ -167,8 +167,8 @@ def moving(clips: Sequence[Clip], focal: tuple[float, float] | None, device: str
         torch.stack([clip.tracks for clip in clips]).to(device),
         torch.stack([clip.visible for clip in clips]).to(device),
         torch.stack([clip.valid for clip in clips]).to(device),
-        torch.stack([clip.intrinsics[0] for clip in clips]).to(device),
-        torch.stack([clip.cam2world[0] for clip in clips]).to(device),
+        torch.stack([clip.intrinsics[0] for clip in clips]).float().to(device),
+        torch.stack([clip.cam2world[0] for clip in clips]).float().to(device),
         [clip.caption for clip in clips],
         focal=focal,
     )
