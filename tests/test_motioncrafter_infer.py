@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from align_worlds import make_world
 from worldline.diffusion.edm import Preconditioning, loss_weight
+from worldline.geometry.pose import so3_exp
 from worldline.scene import Video
 from worldline.systems.motioncrafter import infer as mc
 from worldline.systems.motioncrafter import sampling
@@ -147,7 +148,7 @@ def test_unet_refuses_latents_it_cannot_halve(model):
         model.unet(torch.randn(1, 1, 4, 6, 8), 1.0, torch.randn(1, 1, 64), torch.tensor([TIME_IDS]))
 
 
-def test_prior_weights_keep_the_condition_where_the_sampler_puts_it():
+def test_fault_prior_condition_lands_on_noisy_motion():
     """The public trainer's initialisation puts the condition's weights on the noisy motion."""
     weight = torch.randn(32, 8, 3, 3)
     prior = {"conv_in.weight": weight, "conv_out.weight": torch.randn(4, 32, 3, 3), "conv_out.bias": torch.randn(4)}
@@ -262,7 +263,7 @@ def test_fault_cover_resize_never_falls_a_pixel_short(size):
 
 
 @pytest.mark.parametrize("size", [(32, 48), (37, 51), (17, 90)])
-def test_observation_has_the_size_of_the_frames(model, size):
+def test_fault_sizes_that_are_no_multiple_of_64_fail(model, size):
     """Upstream refuses any video whose sides are not multiples of 64."""
     seen = mc.observe(model, frames(2, size), frames=(4, 5))
     assert seen.points.shape == (2, *size, 3) and seen.frames == (4, 5)
@@ -350,7 +351,7 @@ def test_half_precision_stays_close_to_float32(model, dtype):
     assert not torch.equal(a.points, b.points)
 
 
-def test_offload_takes_each_network_there_and_back():
+def test_fault_models_cannot_be_offloaded():
     class Traveller(torch.nn.Linear):
         trips: list[torch.device] = []
 
@@ -441,10 +442,10 @@ def test_fault_overlap_is_ignored(model):
 
 def test_fault_windows_are_joined(model, monkeypatch):
     """Each window answers in a world of its own; upstream concatenates them, here they end up in one world."""
-    world = make_world(14)
+    world = make_world(77, size=(18, 27), focal=25.0)
 
     def true_window(model, clip, window, config):
-        """True points as a perfect network would give them: the first camera's axes, own centre, own unit."""
+        """What a perfect network would say, and then in any gauge: turned, moved and scaled at random."""
         chosen = list(window)
         channels = to_channels(
             world.points[None, chosen].float(),
@@ -453,18 +454,21 @@ def test_fault_windows_are_joined(model, monkeypatch):
             world.flow[None, chosen].float(),
             torch.ones(1, len(window), *world.size, dtype=torch.bool),
         )
+        generator = torch.Generator().manual_seed(window.start)
+        draw = torch.randn(7, generator=generator)
+        turn, unit = so3_exp(0.3 * draw[:3]), (0.4 * draw[6]).exp()
         return mc.Observation(
             frames=tuple(window),
-            points=to_maps(channels.points[0]),
+            points=unit * (to_maps(channels.points[0]) @ turn.T + draw[3:6]),
             confidence=torch.ones(len(window), *world.size),
-            scene_flow=to_maps(channels.scene_flow[0]),
+            scene_flow=unit * (to_maps(channels.scene_flow[0]) @ turn.T),
             flow_valid=channels.flow_valid[0],
         )
 
     monkeypatch.setattr(mc, "observe_window", true_window)
-    scene = mc.infer(video(14, world.size), model, mc.InferConfig(window=6, overlap=2))
-    assert scene.provenance.settings["windows"] == 3
-    # one similarity for the whole clip (the unit is free), none per window
+    scene = mc.infer(video(77, world.size), model, mc.InferConfig(window=25, overlap=5))
+    assert scene.provenance.settings["windows"] == 4
+    # the unit of the whole clip is free; no similarity per window, no rotation: the world is the first camera's
     first, ours = world.points[0], scene.points[0].double()
     scale = (first * ours).sum() / (ours * ours).sum()
     error = (scale * scene.points.double() - world.points).norm(dim=-1)[scene.valid]

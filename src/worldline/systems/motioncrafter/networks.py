@@ -45,6 +45,7 @@ __all__ = [
     "UNetConfig",
     "VideoUNet",
     "build",
+    "time_ids",
     "mini_config",
     "unet_weights_from_prior",
 ]
@@ -265,6 +266,12 @@ def build_image_encoder(config: ImageEncoderConfig) -> CLIPVisionModelWithProjec
     return CLIPVisionModelWithProjection(CLIPVisionConfig(**asdict(config)))
 
 
+def time_ids(like: Tensor, noise_strength: Tensor | None = None) -> Float[Tensor, "B 3"]:
+    """The three time ids for each clip of a batch `like`; `noise_strength` [B] replaces the third in training."""
+    ids = torch.tensor([TIME_IDS], device=like.device).repeat(len(like), 1)
+    return ids if noise_strength is None else torch.cat([ids[:, :2], noise_strength[:, None].float()], dim=1)
+
+
 class MotionCrafter(nn.Module):
     """The four networks and their configuration; one `state_dict`, prefixes vae, unet, rgb_vae, image_encoder."""
 
@@ -282,9 +289,8 @@ class MotionCrafter(nn.Module):
         self.vae, self.unet, self.rgb_vae, self.image_encoder = vae, unet, rgb_vae, image_encoder
 
     def time_ids(self, like: Tensor, noise_strength: Tensor | None = None) -> Float[Tensor, "B 3"]:
-        """The three time ids for each clip of a batch `like`; `noise_strength` [B] replaces the third in training."""
-        ids = torch.tensor([TIME_IDS], device=like.device).repeat(len(like), 1)
-        return ids if noise_strength is None else torch.cat([ids[:, :2], noise_strength[:, None].float()], dim=1)
+        """See the function of that name."""
+        return time_ids(like, noise_strength)
 
     def predict_latents(
         self, condition: Float[Tensor, "B T C h w"], tokens: Float[Tensor, "B T D"], time_ids: Float[Tensor, "B 3"]

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from worldline.diffusion.edm import Preconditioning, loss_weight
 from worldline.systems.motioncrafter import losses
 from worldline.systems.motioncrafter.conditioning import clip_pixels
-from worldline.systems.motioncrafter.networks import MotionCrafter
+from worldline.systems.motioncrafter.networks import MotionCrafter, VideoUNet
 from worldline.systems.motioncrafter.representation import Channels, to_maps
 
 PAPER_GRIDS = (4, 16, 64)
@@ -180,7 +180,7 @@ class UNetObjective:
         condition, tokens, time_ids = self._condition(model, clips, generator)
         if model.config.paradigm == "denoising":
             sigma = (self.sigmas or NoiseLevels()).sample(len(target), generator)
-            prediction = denoised(model, noised(target, sigma, generator), sigma, condition, tokens, time_ids)
+            prediction = denoised(model.unet, noised(target, sigma, generator), sigma, condition, tokens, time_ids)
             return latent_terms(model, prediction, target, clips, weight=loss_weight(sigma))
         prediction = model.predict_latents(condition, tokens, time_ids).float()
         terms, vae = latent_terms(model, prediction, target, clips), model.vae
@@ -303,7 +303,7 @@ def noised(
 
 
 def denoised(
-    model: MotionCrafter,
+    unet: VideoUNet,
     noisy: Float[Tensor, "B T C h w"],
     sigma: Float[Tensor, " B"],
     condition: Float[Tensor, "B T K h w"],
@@ -313,7 +313,7 @@ def denoised(
     """z^ = c_skip x + c_out U([c_in x, c], c_noise, e): channels in the sampler's order, noisy latents first."""
     edm = Preconditioning.of(sigma)
     seen = torch.cat([edm.network_input(noisy), condition], dim=2)
-    return edm.denoised(noisy, model.unet(seen, edm.noise, tokens, time_ids).float())
+    return edm.denoised(noisy, unet(seen, edm.noise, tokens, time_ids).float())
 
 
 def train_only(model: nn.Module, prefixes: tuple[str, ...]) -> list[str]:

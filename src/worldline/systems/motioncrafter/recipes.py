@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from worldline.systems.motioncrafter.config import MotionCrafterConfig, Paradigm, mini_config
+from worldline.systems.motioncrafter.config import Fusion, MotionCrafterConfig, Paradigm, mini_config
 from worldline.systems.motioncrafter.objective import (
     ConditionNoise,
     GeometryVaeObjective,
@@ -20,6 +20,7 @@ from worldline.systems.motioncrafter.objective import (
 from worldline.training import stages
 from worldline.training.clips import frame_choice
 from worldline.training.config import TrainConfig
+from worldline.training.loop import Objective
 
 VaeStrategy = Literal["original", "scratch", "decoder", "all"]
 """What stage 1 trains (paper, table 3): nothing, everything from random weights, the decoder, or everything."""
@@ -78,7 +79,7 @@ class Stage:
 
     train: TrainConfig
     trainable: tuple[str, ...]
-    objective: GeometryVaeObjective | MotionVaeObjective | UNetObjective
+    objective: Objective
     clips: ClipConfig
     motion_from_geometry: bool = False
     measure_latents: bool = False
@@ -87,15 +88,24 @@ class Stage:
 Recipe = stages.Recipe[MotionCrafterConfig, Stage]
 
 
-def _geometry_weights() -> Mapping[str, float]:
+def geometry_weights() -> Mapping[str, float]:
+    """Losses of stage 1 in small runs."""
     return {"point_squared": 1.0, "point_relative": 1.0, "depth": 0.5, "local_depth": 0.3, "normal": 0.1, "kl": 1e-4}
 
 
-def mini(*, seed: int = 7, paradigm: Paradigm = "deterministic") -> Recipe:
-    """The embedded checkpoint: everything from random weights on synthetic scenes, 48x64, under an hour on one core.
+def mini(
+    *,
+    seed: int = 7,
+    paradigm: Paradigm = "deterministic",
+    strategy: VaeStrategy = "all",
+    fusion: Fusion = "unify",
+    normalization: Literal["mean", "max"] = "mean",
+) -> Recipe:
+    """The embedded checkpoint: synthetic scenes, 48x64, under an hour on one core; from random weights or a mini prior.
 
-    Different from the paper because there is no image or video prior here: the condition encoder and the image encoder
-    are trained with the U-Net; points count far more than latents, and relatively; the frames carry little noise.
+    Different from the paper because its priors are so much larger: the condition encoder and the image encoder are
+    trained with the U-Net; points count far more than latents, and relatively; the frames carry little noise.
+    `strategy` says what stage 1 trains, as in `paper`; with no prior (`prior.mini_prior`) only "all" makes sense.
     """
     common: dict[str, Any] = {"precision": "bf16", "seed": seed, "weight_decay": 1e-2}
     common |= {"gradient_clip": 1.0, "ema_decay": 0.998}
@@ -107,7 +117,7 @@ def mini(*, seed: int = 7, paradigm: Paradigm = "deterministic") -> Recipe:
         batch_size=8,
         learning_rate=2e-3,
         warmup_steps=60,
-        weights=_geometry_weights(),
+        weights=geometry_weights(),
         **common,
     )
     motion = TrainConfig(
@@ -125,34 +135,52 @@ def mini(*, seed: int = 7, paradigm: Paradigm = "deterministic") -> Recipe:
         batch_size=8,
         learning_rate=2e-3,
         warmup_steps=80,
-        weights=_unet_weights(paradigm),
+        weights=unet_weights(paradigm),
         **common,
     )
-    return Recipe(
-        name="motioncrafter-mini",
-        networks=mini_config(paradigm=paradigm),
-        stages=(
-            Stage(train=geometry, trainable=GEOMETRY, objective=GeometryVaeObjective(grids=(4, 16)), clips=pairs),
-            Stage(
-                train=motion,
-                trainable=MOTION,
-                objective=MotionVaeObjective(),
-                clips=pairs,
-                motion_from_geometry=True,
-            ),
-            Stage(
-                train=unet,
-                trainable=UNET + CONDITION,
-                objective=UNetObjective(grids=(4, 16), condition_noise=ConditionNoise(log_mean=-4.0), decoded=2),
-                clips=clips,
-                measure_latents=True,
-            ),
-        ),
-        seed=seed,
+    schedule = three_stages(
+        (geometry, pairs), (motion, pairs), (unet, clips), strategy=strategy, motion_branch=fusion != "none"
     )
+    networks = mini_config(paradigm=paradigm, fusion=fusion, normalization=normalization)
+    return Recipe(name="motioncrafter-mini", networks=networks, stages=schedule, seed=seed)
 
 
-def _unet_weights(paradigm: Paradigm) -> Mapping[str, float]:
+def three_stages(
+    geometry: tuple[TrainConfig, ClipConfig],
+    motion: tuple[TrainConfig, ClipConfig],
+    unet: tuple[TrainConfig, ClipConfig],
+    *,
+    strategy: VaeStrategy = "all",
+    motion_branch: bool = True,
+    grids: tuple[int, ...] = (4, 16),
+    decoded: int | None = 2,
+) -> tuple[Stage, ...]:
+    """The stages of a small run: geometry VAE (not if the strategy is "original"), motion branch, U-Net."""
+    first = Stage(
+        train=geometry[0],
+        trainable=GEOMETRY_DECODER if strategy == "decoder" else GEOMETRY,
+        objective=GeometryVaeObjective(grids=grids),
+        clips=geometry[1],
+    )
+    second = Stage(
+        train=motion[0],
+        trainable=MOTION,
+        objective=MotionVaeObjective(),
+        clips=motion[1],
+        motion_from_geometry=True,
+    )
+    third = Stage(
+        train=unet[0],
+        trainable=UNET + CONDITION,
+        objective=UNetObjective(grids=grids, condition_noise=ConditionNoise(log_mean=-4.0), decoded=decoded),
+        clips=unet[1],
+        measure_latents=True,
+    )
+    return (first,) * (strategy != "original") + (second,) * motion_branch + (third,)
+
+
+def unet_weights(paradigm: Paradigm) -> Mapping[str, float]:
+    """Losses of stage 3 in small runs."""
     if paradigm == "denoising":
         return {"latent_geometry": 1.0, "latent_motion": 1.0}
     return {
@@ -202,7 +230,7 @@ def paper(*, paradigm: Paradigm = "deterministic", strategy: VaeStrategy = "all"
         name="unet",
         steps=40_000,
         learning_rate=1e-5,
-        weights=_unet_weights(paradigm) if paradigm == "denoising" else deterministic,
+        weights=unet_weights(paradigm) if paradigm == "denoising" else deterministic,
         **common | {"precision": "bf16"},
     )
     first = Stage(

@@ -87,9 +87,9 @@ def load_mini(loading: Loading) -> MotionCrafterSystem:
 
 
 def load_published(
-    loading: Loading, paradigm: Paradigm = "deterministic", *, steps: int = 5, runs: int = 1
+    loading: Loading, paradigm: Paradigm | None = None, *, steps: int = 5, runs: int = 1
 ) -> MotionCrafterSystem:
-    """The published model from the hub or from folders; a folder of only the denoising U-Net chooses that one.
+    """The published model from the hub or from folders; deterministic unless a folder has only the denoising U-Net.
 
     Half precision on GPUs, float32 on the CPU; both VAEs always in float32. On a small GPU each network is there only
     while it works. `steps` and `runs` (seeds per window) are the denoising paradigm's.
@@ -97,15 +97,16 @@ def load_published(
     Raises:
         WeightsError: see `io.weights.resolve`.
     """
-    if loading.weights is not None:
-        paradigm = _paradigm_of(Path(loading.weights), paradigm)
+    asked = paradigm
+    if paradigm is None:
+        paradigm = "deterministic" if loading.weights is None else _paradigm_of(Path(loading.weights))
     half = torch.float32 if loading.device.type == "cpu" else torch.float16
     loaded = pretrained.load(
         paradigm, source=loading.weights, accept_license=loading.accept_license, dtype=loading.dtype or half
     )
     offload = loading.device.type == "cuda" and torch.cuda.mem_get_info(loading.device)[0] < OFFLOAD_BELOW_BYTES
     return MotionCrafterSystem(
-        name="motioncrafter",
+        name="motioncrafter" if asked != "denoising" else "motioncrafter-denoising",
         model=loaded.model if offload else loaded.model.to(loading.device),
         config=InferConfig(device=str(loading.device), steps=steps),
         weights_sha256=loaded.sha256,
@@ -113,9 +114,18 @@ def load_published(
     )
 
 
-def _paradigm_of(folder: Path, paradigm: Paradigm) -> Paradigm:
+def load_denoising(loading: Loading) -> MotionCrafterSystem:
+    """The published denoising U-Net: 5 steps, and 3 seeds per window whose spread is the confidence.
+
+    Raises:
+        WeightsError: see `io.weights.resolve`.
+    """
+    return load_published(loading, "denoising", steps=5, runs=3)
+
+
+def _paradigm_of(folder: Path) -> Paradigm:
     present = [kind for kind, name in pretrained.UNET_FOLDERS.items() if (folder / name).is_dir()]
     if folder.is_dir() and not present:
         names = " or ".join(pretrained.UNET_FOLDERS.values())
         raise WeightsError(f"{folder} has no {names}; give the folder that holds the published subfolders.")
-    return present[0] if len(present) == 1 else paradigm
+    return present[0] if len(present) == 1 else "deterministic"
