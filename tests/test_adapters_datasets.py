@@ -19,9 +19,15 @@ WRITERS = {
     "bedlam": ("OpenEXR",),
     "blinkvision": (),
     "bonn": (),
+    "ddad": (),
+    "deepdeform": (),
     "dynamic_replica": (),
     "flyingthings": (),
     "gta_sfm": ("h5py",),
+    "kitti_depth": (),
+    "kitti_odometry": (),
+    "kitti_raw": (),
+    "kitti_scene_flow": (),
     "kubric": (),
     "matrixcity": ("OpenEXR",),
     "mvs_synth": ("OpenEXR",),
@@ -100,3 +106,43 @@ def test_a_damaged_file_is_named(written: tuple[str, Path, list[Expected]], tmp_
                 found(dataset, copy)[one.name].whole()
             assert caught.value.path == path, f"{pattern}: {caught.value}"
             shutil.rmtree(copy)
+
+
+VARIANTS = [
+    ("vkitti2", {"frame": "from camera t to camera t+1"}, "scene_flow_frame"),
+    ("vkitti2", {"frame": "in camera t, without camera motion"}, "scene_flow_frame"),
+    ("vkitti2", {"frame": "in the world"}, "scene_flow_frame"),
+    ("flyingthings", {"inverted": False}, "pose_reading"),
+    ("flyingthings", {"inverted": True}, "pose_reading"),
+    ("point_odyssey", {"along_ray": False}, "depth_reading"),
+    ("point_odyssey", {"along_ray": True}, "depth_reading"),
+    ("bedlam", {"along_ray": True}, "depth_reading"),
+    ("gta_sfm", {"inverted": True}, "pose_reading"),
+    ("mvs_synth", {"y_up": True}, "pose_reading"),
+    ("bonn", {"marker": True}, "pose_reading"),
+    ("dynamic_replica", {"isotropic": True}, ""),
+    ("synthia", {"grey": True}, ""),
+]
+
+
+@pytest.mark.parametrize("dataset,variant,question", VARIANTS, ids=lambda value: str(value))
+def test_what_documents_disagree_on_is_decided_by_the_data(
+    dataset: str, variant: dict[str, object], question: str, tmp_path: Path
+) -> None:
+    """The same scene written both ways comes back the same, and the provenance says which way it was."""
+    for library in WRITERS[dataset]:
+        pytest.importorskip(library)
+    (one,) = import_module(f"adapters_writers.{dataset}").write(tmp_path, **variant)
+    sequence = found(dataset, tmp_path)[one.name]
+    check(sequence, one, 0, sequence.frames)
+    if question:
+        record = sequence.whole().provenance.settings[question]
+        assert record["decided"] and len(record["scores"]) > 1
+
+
+def test_without_evidence_the_documented_reading_is_kept_and_said_to_be_undecided(tmp_path: Path) -> None:
+    (one,) = import_module("adapters_writers.vkitti2").write(tmp_path)
+    shutil.rmtree(tmp_path / "Scene01/clone/frames/forwardFlow")
+    sequence = found("vkitti2", tmp_path)[one.name]
+    check(sequence, one, 0, sequence.frames)
+    assert not sequence.whole().provenance.settings["scene_flow_frame"]["decided"]

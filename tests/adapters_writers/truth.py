@@ -190,7 +190,10 @@ def _finish(
     world_points = to(scene2world, hits) * solid[..., None]
     return Truth(
         rgb=rgb, depth=depth, k=k, cam2world=scene2world @ poses, points=world_points,
-        flow=flow @ scene2world[:3, :3].T, ahead=np.stack(ahead), optical=np.stack(optical), seen=np.stack(seen),
+        flow=flow @ scene2world[:3, :3].T,
+        ahead=np.reshape(ahead, (frames - 1, height, width, 3)),
+        optical=np.reshape(optical, (frames - 1, height, width, 2)),
+        seen=np.reshape(seen, (frames - 1, height, width)).astype(bool),
         object_id=which, ball=scene2world @ world.ball, tracks=to(scene2world, tracks) * solid[0][..., None],
         visible=visible,
     )  # fmt: skip

@@ -7,48 +7,60 @@ whatever the camera moved is part of the scene flow S = X'(second camera) - X(fi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from worldline.data.adapters import assemble, encodings
+from worldline.data import clips
+from worldline.data.adapters import assemble, decode, encodings
+from worldline.data.clips import Sequence
 from worldline.scene import Scene4D
 
 FPS = 30.0
 
 
-def convert(root: Path) -> Iterator[Scene4D]:
-    """One scene of two frames per scene-flow file NAME_FIRST_SECOND.sflow."""
+def sequences(root: Path) -> Iterator[Sequence]:
+    """One pair per file scene_flow/NAME_FIRST_SECOND.sflow below root."""
     root = Path(root)
-    files = sorted(encodings.require(root / "scene_flow").glob("*.sflow"))
+    files = sorted(path for path in root.rglob("*.sflow") if path.parent.name == "scene_flow")
     if not files:
-        raise FileNotFoundError(f"{root}/scene_flow has no .sflow file.")
+        raise FileNotFoundError(f"No scene_flow/*.sflow below {root}; give the root of DeepDeform.")
     for path in files:
-        yield _pair(root, path)
+        folder = path.parents[1]
+        inside = "" if folder.resolve() == root.resolve() else f"{decode.name_of(folder, root)}/"
+        name = f"{inside}{path.stem}"
+        yield Sequence(name=name, frames=2, read=partial(_pair, folder, path, name), cuttable=False)
 
 
-def _pair(root: Path, path: Path) -> Scene4D:
+def convert(root: Path) -> Iterator[Scene4D]:
+    """Every pair."""
+    return clips.scenes(sequences(root))
+
+
+def _pair(root: Path, path: Path, title: str, start: int, stop: int) -> Scene4D:
     name, first, second = path.stem.rsplit("_", 2)
-    flow, flow_valid = encodings.read_deepdeform_flow(path)
-    depth = torch.stack([encodings.read_depth_image(root / "depth" / f"{n}.png", 1000.0) for n in (first, second)])
+    flow, flow_valid = decode.one(encodings.read_deepdeform_flow, path)
+    depths = [root / "depth" / f"{n}.png" for n in (first, second)]
+    depth = decode.stack(encodings.read_depth_image, depths, 1000.0)
     flow_valid = flow_valid & (depth[0] > 0)
     extras: dict[str, Tensor] = {}
     mask = root / "mask" / f"{first}_{name}.png"
     if mask.exists():  # object of interest, of the first frame
-        inside = encodings.read_depth_image(mask, 1.0)
+        inside = decode.one(encodings.read_depth_image, mask, 1.0)
         extras["object_id"] = torch.stack([(inside > 0).long(), torch.zeros_like(inside, dtype=torch.long)])
     optical = root / "optical_flow" / f"{path.stem}.oflow"
     if optical.exists():
-        pixels, known = encodings.read_deepdeform_flow(optical)
+        pixels, known = decode.one(encodings.read_deepdeform_flow, optical)
         extras["optical_flow"] = torch.stack([pixels, torch.zeros_like(pixels)])
         extras["optical_flow_valid"] = torch.stack([known, torch.zeros_like(known)])
     return assemble.scene_from_depth(
         dataset="deepdeform",
-        sequence=path.stem,
-        images=[encodings.read_rgb(root / "color" / f"{n}.jpg") for n in (first, second)],
+        sequence=title,
+        images=decode.stack(encodings.read_rgb, [root / "color" / f"{n}.jpg" for n in (first, second)]),
         depth=depth,
-        intrinsics=encodings.read_numbers(root / "intrinsics.txt")[:3, :3],
+        intrinsics=decode.one(encodings.read_numbers, root / "intrinsics.txt")[:3, :3],
         cam2world=torch.eye(4, dtype=torch.float64).repeat(2, 1, 1),
         timestamps=torch.tensor([int(first), int(second)], dtype=torch.float64) / FPS,
         scene_flow=torch.stack([flow, torch.zeros_like(flow)]) * torch.stack([flow_valid, flow_valid])[..., None],

@@ -101,6 +101,6 @@ def choose_depth(
         for reading, depth in readings.items():
             seen = depth[t][row[inside], column[inside]].double()
             agreeing[reading] += int(((seen - local[inside, 2]).abs() <= 0.01 * local[inside, 2]).sum())
-    scores = {reading: count / total for reading, count in agreeing.items()} if total else {}
+    scores = {reading: (count / total,) for reading, count in agreeing.items()} if total else {}
     verdict = reprojection.decide(f"depth of {name}", reprojection.PLANAR, scores)
     return readings[verdict.chosen], verdict

@@ -8,6 +8,7 @@ documented reading is kept unless another agrees clearly better; what was tried 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -33,31 +34,36 @@ class Verdict:
     Attributes:
         chosen: the reading used.
         documented: the one the documents give.
-        scores: share of the evidence that agrees, by reading; empty if there was no evidence.
+        scores: how well the evidence agrees, by reading, 0 to 1 in each of one or several respects; empty if there was
+            no evidence.
     """
 
     chosen: str
     documented: str
-    scores: Mapping[str, float]
+    scores: Mapping[str, tuple[float, ...]]
 
     @property
     def decided(self) -> bool:
         """Whether the data tell the chosen reading from all others."""
-        others = [score for name, score in self.scores.items() if name != self.chosen]
-        return bool(others) and self.scores[self.chosen] > max(others) + MARGIN
+        others = [math.prod(score) for name, score in self.scores.items() if name != self.chosen]
+        return bool(others) and math.prod(self.scores[self.chosen]) > max(others) + MARGIN
 
     def record(self) -> dict[str, Any]:
         """For the provenance."""
-        scores = {name: round(score, 4) for name, score in self.scores.items()}
+        scores = {name: [round(value, 4) for value in score] for name, score in self.scores.items()}
         return {"chosen": self.chosen, "documented": self.documented, "decided": self.decided, "scores": scores}
 
 
-def decide(what: str, documented: str, scores: Mapping[str, float]) -> Verdict:
-    """The documented reading, unless another is better by more than MARGIN (which is logged)."""
-    best = max(scores, key=lambda name: scores[name], default=documented)
-    better = bool(scores) and scores[best] > scores[documented] + MARGIN
-    verdict = Verdict(chosen=best if better else documented, documented=documented, scores=dict(scores))
-    if better:
+def decide(what: str, documented: str, scores: Mapping[str, tuple[float, ...]]) -> Verdict:
+    """The documented reading, unless another is better by more than MARGIN in every respect (which is logged)."""
+    better = [
+        name
+        for name, score in scores.items()
+        if all(new > old + MARGIN for new, old in zip(score, scores[documented], strict=True))
+    ]
+    best = max(better, key=lambda name: math.prod(scores[name]), default=documented)
+    verdict = Verdict(chosen=best, documented=documented, scores=dict(scores))
+    if best != documented:
         _log.warning(
             "%s: read as %r, not as %r, by reprojection (%s)", what, best, documented, verdict.record()["scores"]
         )
@@ -69,10 +75,11 @@ def agreement(
     intrinsics: Float[Tensor, "T 3 3"],
     cam2world: Float[Tensor, "T 4 4"],
     rtol: float = RTOL,
-) -> float:
-    """Share of the pixels of frame 0 that have, moved into a later frame, its depth within rtol.
+) -> tuple[float, float]:
+    """Of the pixels of frame 0, moved into later frames, the share that has their depth within rtol.
 
-    Pixels that leave the image or land on unknown depth count against a reading: a wrong pose loses them.
+    Twice: of all pixels, and of those that land on known depth. A wrong pose must do worse in both: it loses pixels
+    out of the image, which alone may also happen to the right one, and what it does not lose must disagree.
 
     Args:
         depth: z-depth, not positive where unknown.
@@ -86,7 +93,7 @@ def agreement(
     first = depth[0, ::stride, ::stride].double()
     known = (first > 0) & first.isfinite()
     points = camera.unproject(grid[known], first[known], intrinsics[0].double())
-    agreeing = total = 0
+    agreeing = landed = total = 0
     for gap in (gap for gap in GAPS if gap < len(depth)):
         there = pose.inverse(cam2world[gap].double()) @ cam2world[0].double()
         local = pose.transform(there, points)
@@ -95,8 +102,9 @@ def agreement(
         column, row = uv[inside].long().unbind(-1)
         z, seen = local[inside, 2], depth[gap][row, column].double()
         agreeing += int(((z - seen).abs() <= rtol * seen).sum())
+        landed += int((seen > 0).sum())
         total += len(points)
-    return agreeing / total if total else 0.0
+    return agreeing / max(1, total), agreeing / max(1, landed)
 
 
 AXES = {

@@ -7,11 +7,14 @@ mirrored, x_cv = D x with D = diag(1, -1, 1), which leaves rigid poses with Open
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from worldline.data.adapters import assemble, encodings
+from worldline.data import clips
+from worldline.data.adapters import assemble, decode, encodings
+from worldline.data.clips import Sequence
 from worldline.scene import Scene4D
 
 FPS = 1.0  # nominal: key frames, far apart
@@ -26,30 +29,44 @@ SETS = {
 }
 
 
-def convert(root: Path) -> Iterator[Scene4D]:
-    """One scene per known folder in root."""
+def sequences(root: Path) -> Iterator[Sequence]:
+    """One per known folder in root."""
     root = Path(root)
     found = [name for name in SETS if (root / name).is_dir()]
     if not found:
         raise FileNotFoundError(f"{root} has none of the folders {', '.join(SETS)}.")
     for name in found:
-        yield _scene(root / name, *SETS[name])
+        folder = root / name
+        images = sorted((folder / "color").glob("*.png"), key=lambda path: int(path.stem))
+        yield Sequence(name=name, frames=len(images), read=partial(_read, folder, images), facts={"static": True})
 
 
-def _scene(folder: Path, fx: float, fy: float, cx: float, cy: float, units_per_metre: float) -> Scene4D:
-    images = sorted((folder / "color").glob("*.png"), key=lambda path: int(path.stem))
-    depths = [next((folder / "depth").glob(f"{path.stem}.*")) for path in images]
-    cam2world = encodings.poses_from_translation_xyzw(encodings.read_numbers(folder / "pose.txt"))[: len(images)]
+def convert(root: Path) -> Iterator[Scene4D]:
+    """Every sequence, whole."""
+    return clips.scenes(sequences(root))
+
+
+def _depth_file(folder: Path, stem: str) -> Path:
+    """The depth image of a frame, png or pgm."""
+    return next((folder / "depth").glob(f"{stem}.*"), folder / "depth" / f"{stem}.png")
+
+
+def _read(folder: Path, images: list[Path], start: int, stop: int) -> Scene4D:
+    fx, fy, cx, cy, units_per_metre = SETS[folder.name]
+    images = images[start:stop]
+    rows = decode.one(encodings.read_numbers, folder / "pose.txt")[start:stop]
+    cam2world = encodings.poses_from_translation_xyzw(rows)
     if fy < 0:
         mirror = torch.diag(torch.tensor([1.0, -1.0, 1.0, 1.0], dtype=torch.float64))
         cam2world, fy = mirror @ cam2world @ mirror, -fy
+    depths = [_depth_file(folder, path.stem) for path in images]
     return assemble.scene_from_depth(
         dataset="slambook",
         sequence=folder.name,
-        images=[encodings.read_rgb(path) for path in images],
-        depth=torch.stack([encodings.read_depth_image(path, units_per_metre) for path in depths]),
+        images=decode.stack(encodings.read_rgb, images),
+        depth=decode.stack(encodings.read_depth_image, depths, units_per_metre),
         intrinsics=assemble.pinhole(fx, fy, cx, cy),
         cam2world=cam2world,
         timestamps=assemble.even_times(len(images), FPS),
-        settings={"depth_tolerance": KINECT_TOLERANCE} if folder.name == "ch5_rgbd" else {},
+        settings={"static": True},
     )

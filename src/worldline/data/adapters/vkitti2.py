@@ -19,12 +19,13 @@ from torch import Tensor
 from worldline.data import clips
 from worldline.data.adapters import assemble, decode, encodings, reprojection
 from worldline.data.clips import Sequence
-from worldline.geometry import pose
+from worldline.geometry import camera, pose
 from worldline.scene import Scene4D
 
 FPS = 10.0
 SKY_CENTIMETRES = 65500
 REACH_METRES = 10.0  # the largest scene flow the png can hold
+TELLING_PX, TELLING_PIXELS = 0.75, 10
 FRAMES = ("from camera t to camera t+1", "in camera t, without camera motion", "in the world")
 
 
@@ -65,39 +66,39 @@ def read_flow(path: Path) -> Tensor:
     return torch.where(stored[..., 2:] > 0, flow, torch.full_like(flow, torch.nan))
 
 
-def _table(path: Path, camera: int) -> Tensor:
+def _table(path: Path, number: int) -> Tensor:
     """Rows of a table for one camera, by frame: the columns after "frame cameraID"."""
     rows = torch.from_numpy(np.loadtxt(encodings.require(path), skiprows=1, ndmin=2))
-    rows = rows[rows[:, 1] == camera]
+    rows = rows[rows[:, 1] == number]
     return rows[rows[:, 0].argsort(), 2:]
 
 
-def _read(variation: Path, camera: str, start: int, stop: int) -> Scene4D:
+def _read(variation: Path, view: str, start: int, stop: int) -> Scene4D:
     def files(kind: str, name: str, last: int = stop) -> list[Path]:
-        return [variation / "frames" / kind / camera / name.format(t) for t in range(start, last)]
+        return [variation / "frames" / kind / view / name.format(t) for t in range(start, last)]
 
-    number = int(camera.removeprefix("Camera_"))
+    number = int(view.removeprefix("Camera_"))
     numbers = decode.one(_table, variation / "intrinsic.txt", number)[start:stop]
     k = torch.stack([assemble.pinhole(*row[:4].tolist()) for row in numbers])
     extrinsic = decode.one(_table, variation / "extrinsic.txt", number)[start:stop]
-    cam2world = pose.relative_to_first(torch.linalg.inv(extrinsic.reshape(-1, 4, 4)))
+    cam2world = torch.linalg.inv(extrinsic.reshape(-1, 4, 4))
     depth = decode.stack(encodings.read_depth_image, files("depth", "depth_{:05d}.png"), 100.0)
     depth = torch.where(depth <= SKY_CENTIMETRES / 100, depth, torch.zeros_like(depth))
     flow = valid = None
     settings = {"synthetic": True, "first_frame": start}
-    if (variation / "frames" / "forwardSceneFlow" / camera).is_dir() and stop - start > 1:
+    if (variation / "frames" / "forwardSceneFlow" / view).is_dir() and stop - start > 1:
         moved = decode.stack(read_scene_flow, files("forwardSceneFlow", "sceneFlow_{:05d}.png", stop - 1))
         optical = None
-        if (variation / "frames" / "forwardFlow" / camera).is_dir():
+        if (variation / "frames" / "forwardFlow" / view).is_dir():
             optical = decode.stack(read_flow, files("forwardFlow", "flow_{:05d}.png", stop - 1))
         local = reprojection.points_of(depth, k)
         ahead, verdict = _ahead(str(variation), local, moved.double(), optical, k, cam2world, depth[:-1] > 0)
         known = (depth[:-1] > 0) & moved.isfinite().all(-1)
-        flow, valid = assemble.world_flow(local, ahead, known, cam2world)
+        flow, valid = assemble.world_flow(local, ahead, known, pose.relative_to_first(cam2world))
         settings["scene_flow_frame"] = verdict.record()
     return assemble.scene_from_depth(
         dataset="vkitti2",
-        sequence=f"{variation.parent.name}/{variation.name}/{camera}",
+        sequence=f"{variation.parent.name}/{variation.name}/{view}",
         images=decode.stack(encodings.read_rgb, files("rgb", "rgb_{:05d}.jpg")),
         depth=depth,
         intrinsics=k,
@@ -113,17 +114,24 @@ def _ahead(
     what: str, local: Tensor, moved: Tensor, optical: Tensor | None, k: Tensor, cam2world: Tensor, known: Tensor
 ) -> tuple[Tensor, reprojection.Verdict]:
     """Next positions in the next camera, under the reading of the scene flow's frame that fits the optical flow."""
-    here, to_next = cam2world[:-1], pose.inverse(cam2world[1:])
+    here, to_next = cam2world[:-1], pose.inverse(cam2world[1:])  # in the world of the data set
     readings = {
         FRAMES[0]: local[:-1] + moved,
         FRAMES[1]: pose.transform(to_next @ here, local[:-1] + moved),
         FRAMES[2]: pose.transform(to_next, pose.transform(here, local[:-1]) + moved),
     }
-    scores = {}
+    scores: dict[str, tuple[float, ...]] = {}
     if optical is not None:
         known = known & optical.isfinite().all(-1) & moved.isfinite().all(-1)
+        masks = [known]
+        # what stands still has no flow in the last two frames of reference alike: only what moves tells them apart
+        apart = camera.project(readings[FRAMES[1]], k[1:]) - camera.project(readings[FRAMES[2]], k[1:])
+        telling = known & (apart.norm(dim=-1) > TELLING_PX)
+        if int(telling.sum()) >= TELLING_PIXELS:
+            masks.append(telling)
         scores = {
-            name: reprojection.flow_agreement(ahead, optical.double(), known, k[1:]) for name, ahead in readings.items()
+            name: tuple(reprojection.flow_agreement(ahead, optical.double(), mask, k[1:]) for mask in masks)
+            for name, ahead in readings.items()
         }
     verdict = reprojection.decide(f"scene flow of {what}", FRAMES[0], scores)
     return readings[verdict.chosen], verdict
