@@ -317,7 +317,8 @@ def test_a_gain_within_the_spread_is_not_decided():
     claim = Claim(text="", pairs=(("a", "b"),), metric="relp")
     assert judging.judge(scores_of(1.0, 1.0, 3.0), claim).answer == "not decided"  # seeds disagree
     assert judging.judge(scores_of(0.2, 5.0, 0.01), claim).answer == "not decided"  # clips do
-    assert judging.judge(scores_of(3.0, 1.0, 0.0, seeds=1), claim).answer == "not decided"  # one seed proves nothing
+    single = {row: {0: seeds[0]} for row, seeds in scores_of(3.0, 1.0, 0.1).items()}
+    assert judging.judge(single, claim).answer == "not decided"  # one seed proves nothing
     assert judging.judge({"a": {}, "b": {}}, claim).answer == "no numbers"
 
 
