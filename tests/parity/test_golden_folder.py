@@ -1,4 +1,4 @@
-"""Another set of golden numbers of the same layout can take the shipped one's place: salt and tolerances are its own."""
+"""Another set of golden numbers of the same layout can replace the shipped one: salt and tolerances are its own."""
 
 from __future__ import annotations
 
