@@ -37,7 +37,9 @@ WRITERS = {
     "sintel": (),
     "spring": ("h5py",),
     "synthia": (),
+    "tapvid3d": (),
     "tartanair": (),
+    "trajscene": (),
     "tum": (),
     "vkitti2": (),
 }
@@ -122,6 +124,8 @@ VARIANTS = [
     ("bonn", {"marker": True}, "pose_reading"),
     ("dynamic_replica", {"isotropic": True}, ""),
     ("synthia", {"grey": True}, ""),
+    ("tapvid3d", {"objects": False, "extrinsics": False}, ""),
+    ("trajscene", {"torch_tensors": False}, ""),
 ]
 
 

@@ -35,7 +35,9 @@ ADAPTERS = {
     "slambook": "slambook",
     "spring": "spring",
     "synthia": "synthia",
+    "tapvid3d": "tapvid3d",
     "tartanair": "tartanair",
+    "trajscene": "trajscene",
     "tum": "tum",
     "vkitti2": "vkitti2",
 }
