@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from worldline.align.config import Priors
+from worldline.align.prior_files import PriorFiles
 from worldline.geometry import camera as camera_geometry
 from worldline.io.ledger import sha256
 from worldline.io.store import PartialRun
@@ -57,7 +58,7 @@ def reconstruct(
     weights: str | None = None,
     accept_license: bool = False,
     focal_px: float | None = None,
-    priors: Priors | None = None,
+    priors: Priors | PriorFiles | None = None,
     resume_beside: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> Scene4D:
@@ -73,7 +74,7 @@ def reconstruct(
         seed: for systems that draw random numbers.
         weights, accept_license: folder or hub repository of other weights, and whether their licence is accepted.
         focal_px: known focal length, in pixels of the source; principal point at its centre.
-        priors: known intrinsics, poses, masks or scale, at the size worked at.
+        priors: known intrinsics, poses, masks or scale, at the size worked at; or files of them, as of the original.
         resume_beside: output path; finished windows are kept beside it so that an interrupted run resumes.
         progress: receives (step, done, total).
 
@@ -87,9 +88,13 @@ def reconstruct(
     # 2. The frames, at the size the system works at, and what is known about them.
     source = video.size if isinstance(video, Video) else VideoReader(video).size
     clip = _frames(video, frames, check_size(source, size, entry))
-    known = _with_focal(priors or Priors(), focal_px, source, clip.size)
+    given = priors or Priors()
+    if isinstance(given, PriorFiles):
+        given = given.read(clip, source, parse_frames(frames) if isinstance(frames, str) else frames)
+    known = _with_focal(given, focal_px, source, clip.size)
     chosen: dict[str, Any] = {"window": window, "overlap": overlap, "seed": seed}
     settings = _settings(video, clip, system=system, frames=str(frames), focal_px=focal_px, weights=weights, **chosen)
+    settings |= {"priors": repr(priors)} if isinstance(priors, PriorFiles) else {}
     # 3. The scene, and how it was made.
     cache = None if resume_beside is None else PartialRun(Path(resume_beside), settings)
     options = Options(priors=known, cache=cache, progress=progress, **chosen)

@@ -42,6 +42,8 @@ class Priors:
         moving_mask: [T, H, W] True on things known to move; not used to solve cameras.
         distance: a measured distance, makes the scene metric.
         sensor_depth: [T, H, W] metres, 0 or NaN where unknown; makes the scene metric.
+        optical_flow: [T-1, H, W, 2] pixels from each frame to the next, NaN where unknown (see optical_flow.dis_flow);
+            cameras, depth and scene flow must then reproduce it.
         shared_focal: one focal for all frames (False: it may change slowly, as in a zoom).
     """
 
@@ -54,6 +56,7 @@ class Priors:
     moving_mask: Bool[Tensor, "T H W"] | None = None
     distance: KnownDistance | None = None
     sensor_depth: Float[Tensor, "T H W"] | None = None
+    optical_flow: Float[Tensor, "S H W 2"] | None = None
     shared_focal: bool = True
 
     def check(self, num_frames: int, size: tuple[int, int]) -> None:
@@ -72,6 +75,10 @@ class Priors:
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != (num_frames, *size):
                 raise ValueError(f"{name} is {list(value.shape)}, but the video is {[num_frames, *size]}.")
+        if self.optical_flow is not None and tuple(self.optical_flow.shape) != (num_frames - 1, *size, 2):
+            raise ValueError(
+                f"Optical flow is {list(self.optical_flow.shape)}, the video needs {[num_frames - 1, *size, 2]}."
+            )
         if self.distance is not None and not 0 <= self.distance.frame < num_frames:
             raise ValueError(f"The known distance is in frame {self.distance.frame} of a video of {num_frames} frames.")
 

@@ -97,7 +97,8 @@ def close_loops(
     far = _far_pairs(samples, start)
     if len(far) == 0:
         return start, None, {}
-    moved, loops, notes = start, None, {"loops": []}
+    moved, loops = start, None
+    notes: dict[str, Any] = {"loops": []}
     for _ in range(_ROUNDS):  # with most of the drift gone, more is recognised, and more exactly
         # 1. surfaces
         view = _views(keys, moved, size, priors)

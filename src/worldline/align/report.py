@@ -11,8 +11,8 @@ from torch import Tensor
 from worldline.align.config import AlignConfig
 from worldline.align.initialize import Start, world_points
 from worldline.align.sampling import Samples
-from worldline.align.synchronize import masked_quantile
-from worldline.geometry.pose import Similarity
+from worldline.align.synchronize import Pairs, masked_quantile
+from worldline.geometry.pose import Similarity, rotation_angle_deg
 from worldline.scene import Cameras
 
 
@@ -54,6 +54,30 @@ def dynamic_threshold(samples: Samples, windows: Similarity, cameras: Cameras, c
     return max(config.dynamic_threshold, 3 * noise)
 
 
+def _pair_drift(pairs: Pairs, windows: Similarity, trusted: Tensor) -> list[dict[str, Any]]:
+    """By how much the pairwise fit of every two consecutive overlapping windows differs from where they were put.
+
+    What remains is what no similarity of a whole window can explain: windows that bend or scale within themselves.
+    """
+    if not len(pairs.first):
+        return []
+    first, second = pairs.first, pairs.second
+    one, two = (
+        Similarity(scale=windows.scale[i], rotation=windows.rotation[i], translation=windows.translation[i])
+        for i in (first, second)
+    )
+    off = pairs.fit.compose(one.inverse().compose(two))  # window l -> k by the result -> l by the pairwise fit
+    size = pairs.target.norm(dim=-1).median(1).values.clamp_min(1e-12)
+    rows = torch.stack([off.scale, rotation_angle_deg(off.rotation, torch.eye(3).double().expand_as(off.rotation))], 1)
+    return [
+        {"windows": [int(k), int(l)], "scale": round(float(row[0]), 5), "deg": round(float(row[1]), 4),
+         "shift": round(float(step.norm() / unit), 5), "inliers": round(float(share), 3), "trusted": bool(good)}
+        for k, l, row, step, unit, share, good in zip(
+            first, second, rows, off.translation, size, pairs.inliers, trusted, strict=True)
+        if int(l) == int(k) + 1
+    ]  # fmt: skip
+
+
 def summarise(
     report: dict[str, Any], samples: Samples, windows: Similarity, cameras: Cameras, start: Start
 ) -> dict[str, Any]:
@@ -82,6 +106,7 @@ def summarise(
     return {
         "window_disagreement": float(masked_quantile(gap.flatten(), shared.flatten(), 0.5)),
         "path_length": float(path),
+        "window_drift": _pair_drift(start.pairs, windows, start.trusted),
         "frames_without_camera": missing,
         "undetermined": undetermined,
     }

@@ -25,6 +25,7 @@ from worldline.align.published import PublishedFusion, PublishedWeights, minimis
 from worldline.align.rays import RayViews, read_rays
 from worldline.align.refine import Refinement, refine_all
 from worldline.align.report import dynamic_threshold, reference_weight, summarise
+from worldline.align.resume import Shelf, Stages
 from worldline.align.sampling import Samples, gather, thin
 from worldline.align.state import State
 from worldline.align.terms import Term
@@ -44,6 +45,7 @@ def solve(
     config: AlignConfig = _DEFAULTS,
     progress: Progress = no_progress,
     optical_flow: Float[Tensor, "S H W 2"] | None = None,
+    shelf: Shelf | None = None,
 ) -> Alignment:
     """Join windows into one world and solve a camera for every frame.
 
@@ -53,8 +55,8 @@ def solve(
         priors: what is known beforehand.
         config: settings.
         progress: told about each phase.
-        optical_flow: [T-1, H, W, 2] pixels from each frame to the next, NaN where unknown (see optical_flow.dis_flow);
-            default objective only.
+        optical_flow: the same as `priors.optical_flow`.
+        shelf: keeps finished stages, so that an interrupted alignment of the same windows goes on (default objective).
 
     Returns:
         Cameras with world = first camera (or of the known poses), fields on demand. What could not be determined is
@@ -63,44 +65,65 @@ def solve(
     Raises:
         ValueError: observations or priors that do not fit the video.
     """
+    priors = priors if optical_flow is None else replace(priors, optical_flow=optical_flow)
     priors.check(num_frames, size)
     clock = _Clock(progress)
     # 1. a stratified subset of pixels of every window
     most = max(config.most_samples // max(num_frames, 1), 64)
     fine = gather(observations, num_frames, size, priors, min(4 * config.samples_per_frame, most), config.seed)
-    frames = tuple(tuple(fine.frame[fine.window == k].tolist()) for k in range(fine.num_windows))
+    stages = Stages(shelf if config.objective == "default" else None, fine, priors, config)
     clock.done("read windows", 1)
     with _one_thread():
         # 2. windows joined, first cameras
         samples = thin(fine, config.samples_per_frame)
         xy, principal = measured_pixels(samples.uv, size, priors)
-        start, loops = initialize(samples, xy, size, priors, config), None
-        if config.loops and config.objective == "default":
-            start, loops, found = close_loops(samples, start, size, priors)
-            start = replace(start, notes={**start.notes, **found})
-        start = known_world(start, priors)
+        start, loops = stages.once("joined", lambda: _join(samples, xy, size, priors, config))
         clock.done("join windows", 2)
         # 3. everything together
-        focal, published = float(start.rig.log_focal.exp().median()), config.objective == "published"
-        rays = read_rays(observations, principal, focal, published) if samples.has_rays else None
-        matches = match_scene_flow(observations, samples, start, size, principal) if not published else None
-        samples, fine = (replace(s, weight=s.weight * start.kept[s.window][:, None]) for s in (samples, fine))
-        state, fusion, notes = _refine([samples, fine], start, rays, size, priors, config, optical_flow, matches, loops)
+        levels = [replace(s, weight=s.weight * start.kept[s.window][:, None]) for s in (samples, fine)]
+
+        others = (principal, size, priors, config, loops)
+        state, fusion, notes = stages.once("refined", lambda: _together(observations, levels, start, *others))
         clock.done("refine", 3)
     # 4. the world of the first camera or of known poses, the metric scale
     windows, cameras = final_world(state, principal, size, num_frames, priors)
     alignment = Alignment(
         cameras=cameras, windows=windows, kept=start.kept, report={**start.notes, **notes}, observations=observations,
-        rays=full_rays(cameras, size, priors), config=config, fusion=fusion, reference_weight=reference_weight(samples),
-        dynamic_threshold=dynamic_threshold(samples, windows, cameras, config), window_frames=frames, state=state,
-        optical_flow=optical_flow,
+        rays=full_rays(cameras, size, priors), config=config, fusion=fusion,
+        reference_weight=reference_weight(levels[0]), window_frames=_window_frames(fine), state=state,
+        dynamic_threshold=dynamic_threshold(levels[0], windows, cameras, config), optical_flow=priors.optical_flow,
     )  # fmt: skip
     alignment = metric_factor(alignment, priors)
     clock.done("scene", 4)
-    alignment.report.update(
-        summarise(alignment.report, samples, alignment.windows, cameras, start), seconds=clock.seconds
-    )
+    about = summarise(alignment.report, levels[0], alignment.windows, cameras, start)
+    alignment.report.update(about, seconds=clock.seconds, cpu_seconds=clock.cpu_seconds)
     return alignment
+
+
+def _together(
+    observations: Sequence[Observation], levels: list[Samples], start: Start, principal: Tensor,
+    size: tuple[int, int], priors: Priors, config: AlignConfig, loops: Loops | None,
+) -> tuple[State, Fusion, dict[str, Any]]:  # fmt: skip
+    """Everything that ties windows and cameras, read and minimised together."""
+    focal, published = float(start.rig.log_focal.exp().median()), config.objective == "published"
+    rays = read_rays(observations, principal, focal, published) if levels[0].has_rays else None
+    matches = match_scene_flow(observations, levels[0], start, size, principal) if not published else None
+    return _refine(levels, start, rays, size, priors, config, matches, loops)
+
+
+def _window_frames(samples: Samples) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(samples.frame[samples.window == k].tolist()) for k in range(samples.num_windows))
+
+
+def _join(
+    samples: Samples, xy: Tensor, size: tuple[int, int], priors: Priors, config: AlignConfig
+) -> tuple[Start, Loops | None]:
+    """Windows in one world with first cameras, far windows tied together, in the world of known poses."""
+    start, loops = initialize(samples, xy, size, priors, config), None
+    if config.loops and config.objective == "default":
+        start, loops, found = close_loops(samples, start, size, priors)
+        start = replace(start, notes={**start.notes, **found})
+    return known_world(start, priors), loops
 
 
 @contextmanager
@@ -116,7 +139,7 @@ def _one_thread() -> Iterator[None]:
 
 def _refine(
     levels: list[Samples], start: Start, rays: RayViews | None, size: tuple[int, int], priors: Priors,
-    config: AlignConfig, flow: Tensor | None, matches: FlowMatches | None, loops: Loops | None,
+    config: AlignConfig, matches: FlowMatches | None, loops: Loops | None,
 ) -> tuple[State, Fusion, dict[str, Any]]:  # fmt: skip
     """All variables by the chosen objective, on few samples, then on more; and how depth follows from them."""
     if config.objective == "published":
@@ -129,6 +152,7 @@ def _refine(
 
     def problem(level: Samples) -> Refinement:
         pixels, _ = measured_pixels(level.uv, size, priors)
+        flow = priors.optical_flow
         targets = None if flow is None else flow_targets(level, flow, size, priors)
         known_focal = priors.intrinsics is not None or (rays is None and "focal_guessed" in start.notes)
         return Refinement(level, pixels, start, rays, size, fixed_pose, known_focal, targets, matches, loops)
@@ -144,7 +168,7 @@ def _refine(
         and not bool(((found > low) & (found < high)).all())
     ):
         guessed = guess_focal(start, size)
-        state, other, notes = _refine(levels, guessed, rays, size, priors, config, flow, matches, loops)
+        state, other, notes = _refine(levels, guessed, rays, size, priors, config, matches, loops)
         return state, other, {**notes, "focal_guessed": True}
     fusion = RobustFusion(
         along=refined.noise.along, disparity=refined.state.disparity if levels[0].disparity is not None else None,
@@ -187,11 +211,14 @@ class _Clock:
     phases = 4
 
     def __init__(self, progress: Progress) -> None:
-        self.progress, self.last = progress, time.perf_counter()
+        self.progress, self.last, self.last_cpu = progress, time.perf_counter(), time.process_time()
         self.seconds: dict[str, float] = {}
+        self.cpu_seconds: dict[str, float] = {}
 
     def done(self, phase: str, count: int) -> None:
         now = time.perf_counter()
         self.seconds[phase] = round(now - self.last, 4)
-        self.last = now
+        cpu = time.process_time()
+        self.cpu_seconds[phase] = round(cpu - self.last_cpu, 4)
+        self.last, self.last_cpu = now, cpu
         self.progress(f"align: {phase}", count, self.phases)

@@ -39,6 +39,7 @@ class Pairs:
         target: [P, M, 3] the same pixels in window l.
         weight: [P, M] product of confidences, scaled to mean 1; 0 = padding.
         residual: [P] 0.3-quantile of the relative residual of the pairwise fit (unit: spread of the target points).
+        fit: [P] robust similarity window k -> window l of each pair alone.
         inliers: [P] fraction of correspondences that agree with the pairwise fit within 10 % of the spread.
     """
 
@@ -49,6 +50,7 @@ class Pairs:
     weight: Float[Tensor, "P M"]
     residual: Float[Tensor, " P"]
     inliers: Float[Tensor, " P"]
+    fit: Similarity
 
 
 def umeyama_batch(
@@ -91,7 +93,7 @@ def find_pairs(samples: Samples) -> tuple[Pairs, Similarity]:
     index = torch.tensor(keys, dtype=torch.long).reshape(-1, 2)
     pairs = Pairs(
         first=index[:, 0], second=index[:, 1], source=source, target=target, weight=weight, residual=residual,
-        inliers=inliers,
+        inliers=inliers, fit=fit,
     )  # fmt: skip
     return pairs, fit
 
@@ -283,9 +285,7 @@ def perturb(state: Similarity, step: Float[Tensor, "G 7"]) -> Similarity:
     )
 
 
-def synchronise(
-    start: Similarity, pairs: Pairs, use: Bool[Tensor, " P"], fixed: Bool[Tensor, " G"]
-) -> Similarity:
+def synchronise(start: Similarity, pairs: Pairs, use: Bool[Tensor, " P"], fixed: Bool[Tensor, " G"]) -> Similarity:
     """Minimise the joint energy over all windows; `fixed` ones (one per component) hold the gauge."""
     if not bool(use.any()):
         return start
@@ -310,9 +310,7 @@ def close(
     return windows, loops
 
 
-def _scales(
-    start: Similarity, pairs: Pairs, use: Bool[Tensor, " P"], fixed: Bool[Tensor, " G"]
-) -> Float[Tensor, " P"]:
+def _scales(start: Similarity, pairs: Pairs, use: Bool[Tensor, " P"], fixed: Bool[Tensor, " G"]) -> Float[Tensor, " P"]:
     """Robust width of every pair's residuals."""
     usable = pairs.weight > 0
     problem = _Synchronisation(pairs, use, torch.ones_like(pairs.residual), fixed)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from worldline.cli.console import note, progress_bar, result, result_json
+
+if TYPE_CHECKING:
+    from worldline.align.prior_files import PriorFiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,25 @@ class Reconstruct:
     """Frames that consecutive windows share."""
     focal: float | None = None
     """Known focal length in pixels of the ORIGINAL video; estimated when not given."""
+    intrinsics: tuple[float, float, float, float] | None = None
+    """Known fx fy cx cy in pixels of the original, instead of --focal."""
+    distortion: tuple[float, ...] | None = None
+    """Known lens distortion k1 k2 p1 p2 [k3] (OpenCV) of the original; needs --intrinsics."""
+    static_camera: bool = False
+    """The camera does not move."""
+    zoom: bool = False
+    """The focal length changes during the video."""
+    poses: Path | None = None
+    """Known cameras of some or all frames: a text file of rows 'frame tx ty tz qx qy qz qw', camera to world."""
+    masks: Path | None = None
+    """Folder of pictures, one per frame, bright where something moves; those pixels do not decide cameras."""
+    metric_depth: Path | None = None
+    """Depth in metres, which makes the scene metric: a folder with one map per frame, or one file for the first frame;
+    16-bit .png in millimetres or .npy in metres, 0 where unknown."""
+    distance: tuple[float, float, float, float, float, float] | None = None
+    """A measured distance, which makes the scene metric: FRAME X1 Y1 X2 Y2 METRES, in pixels of the original."""
+    flow: Literal["none", "dis"] = "none"
+    """dis lets dense optical flow steady the cameras of systems that align windows."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     seed: int = 0
@@ -67,6 +89,7 @@ def run(args: Reconstruct) -> int:
                 window=args.window,
                 overlap=args.overlap,
                 focal_px=args.focal,
+                priors=known(args),
                 device=args.device,
                 seed=args.seed,
                 weights=args.weights,
@@ -95,6 +118,35 @@ def run(args: Reconstruct) -> int:
         f"in {facts['seconds']:.0f} s. Look at it: worldline view {args.out}"
     )
     return 0
+
+
+def known(args: Reconstruct) -> PriorFiles | None:
+    """What was said about the video; ValueError where it contradicts itself."""
+    from worldline.align.prior_files import PriorFiles
+
+    if args.focal is not None and args.intrinsics is not None:
+        raise ValueError("--focal and --intrinsics both say the focal length; give one of them.")
+    if args.distortion is not None and (args.intrinsics is None or not 4 <= len(args.distortion) <= 5):
+        raise ValueError("--distortion needs --intrinsics and four or five coefficients, k1 k2 p1 p2 [k3].")
+    wanted = {"--distortion": args.distortion, "--zoom": args.zoom, "--flow": args.flow != "none"}
+    unused = [name for name, value in wanted.items() if value]
+    if unused and args.system in ("auto", "parallax"):
+        raise ValueError(
+            f"The system {args.system} cannot use {', '.join(unused)}; choose one that aligns windows, "
+            "for instance --system motioncrafter-mini."
+        )
+    given = PriorFiles(
+        intrinsics=args.intrinsics,
+        distortion=args.distortion,
+        poses=args.poses,
+        static_camera=args.static_camera,
+        zoom=args.zoom,
+        masks=args.masks,
+        depth=args.metric_depth,
+        distance=args.distance,
+        flow=args.flow,
+    )
+    return None if given == PriorFiles() else given
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -64,7 +64,7 @@ def infer(
     observations = observe_all(video, model, config, cache=cache, progress=progress)
     # 2. one world, and a camera for every frame (eq. 4-10)
     told = observations.told(config.modalities)
-    aligned = alignment.solve(told, len(video), video.size, priors, config.align, progress)
+    aligned = alignment.solve(told, len(video), video.size, priors, config.align, progress, shelf=cache)
     # 3. the scene, and how it was made
     settings = {
         **provenance.settings,

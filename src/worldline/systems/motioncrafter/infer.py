@@ -100,7 +100,7 @@ def infer(
         observations.append(_cached(cache, window, partial(observe_window, model, video, window, config)))
     progress("windows", len(plan), len(plan))
     # 3. one world, and a camera for every frame
-    aligned = alignment.solve(observations, len(video), video.size, priors, config.align, progress)
+    aligned = alignment.solve(observations, len(video), video.size, priors, config.align, progress, shelf=cache)
     # 4. the scene, and how it was made
     settings = {**provenance.settings, "steps": config.steps, "seeds": list(config.seeds), "windows": len(plan)}
     settings["paradigm"] = model.config.paradigm
