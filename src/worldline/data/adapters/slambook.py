@@ -68,5 +68,5 @@ def _read(folder: Path, images: list[Path], start: int, stop: int) -> Scene4D:
         intrinsics=assemble.pinhole(fx, fy, cx, cy),
         cam2world=cam2world,
         timestamps=assemble.even_times(len(images), FPS),
-        settings={"static": True},
+        settings={"static": True} | ({"depth_tolerance": KINECT_TOLERANCE} if folder.name == "ch5_rgbd" else {}),
     )
