@@ -6,13 +6,18 @@ The other tests called `test_fault_...` stand where their subject is tested; sys
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from worldline import api
-from worldline.geometry import pointmap
+from worldline.data.synthetic import render_batch
+from worldline.evaluation import motion_ablation
+from worldline.evaluation.points import point_errors
+from worldline.geometry import pointmap, sceneflow
 from worldline.io.store import load, save
 from worldline.io.video import load_video, write_video
 from worldline.scene import Video
@@ -196,3 +201,41 @@ def test_fault_losses_are_computed_in_half_precision():
     with torch.autocast("cpu", torch.bfloat16):
         terms = UNetObjective(grids=())(networks, clips, torch.Generator().manual_seed(0))
     assert {value.dtype for value in terms.values()} == {torch.float32}
+
+
+# --- 6.4 evaluation
+
+
+def test_fault_camera_relative_truth_is_compared_with_world_flow():
+    """A resting scene seen by a moving camera: between camera frames its flow is ego-motion, in the world zero."""
+    clip = render_batch([21], frames=2, size=(16, 24), category="camera_only")
+    still = clip.valid[0, 0] & ~clip.dynamic[0, 0]
+    now, ahead = clip.cam2world[0]
+    points = clip.points[0, 0].to(now.dtype)
+    seen = sceneflow.world_to_camera_flow(points, torch.zeros_like(points), now, ahead)
+    assert float(seen[still].norm(dim=-1).mean()) > 1e-3
+    back = sceneflow.camera_to_world_flow(pointmap.to_camera(points, now), seen, now, ahead)
+    assert float(back[still].norm(dim=-1).max()) < 1e-4
+
+
+def test_fault_frames_without_valid_pixels_give_nan():
+    truth = torch.rand(3, 4, 6, 3) + 1
+    mask = torch.ones(3, 4, 6, dtype=torch.bool)
+    mask[1] = False
+    assert point_errors(1.1 * truth, truth, mask)["rel_p"] == pytest.approx(0.1, rel=1e-5)
+
+
+def test_fault_clips_without_flow_pull_the_mean_to_minus_one():
+    scores = {"row": {0: {"epe_moving": [2.0, float("nan"), 4.0]}}}
+    assert motion_ablation.means(scores, "row")["epe_moving"][0] == pytest.approx(3.0)
+
+
+def test_the_readme_lists_every_test_of_a_fault():
+    here = Path(__file__).parent
+    listed = set(re.findall(r"`(test_fault_\w+)`", (Path(system.__file__).parent / "README.md").read_text()))
+    written = {
+        name
+        for path in here.glob("test_motioncrafter*.py")
+        for name in re.findall(r"def (test_fault_\w+)", path.read_text())
+    }
+    assert listed == written
