@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from worldline.cli import data_check, data_convert, data_look
+from worldline.cli import data_check, data_convert, data_curate, data_look
 
 arguments: dict[str, Any] = {
     "convert": data_convert.Convert,
@@ -14,6 +14,7 @@ arguments: dict[str, Any] = {
     "stats": data_look.Stats,
     "view": data_look.ViewClip,
     "mix": data_look.Mix,
+    "curate": data_curate.Curate,
 }
 
 

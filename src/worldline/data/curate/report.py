@@ -72,12 +72,12 @@ def _judge_row(judged: Sequence[Mapping[str, Any]], stopped: int) -> dict[str, A
 
 
 def _sizes(clips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean bytes of a kept sample in the published files and in the compact record."""
+    """Mean bytes of a kept sample in the published files and in the compact record, videos not counted."""
     kept = [clip["files"] for clip in clips if clip["outcome"] == "kept"]
     ends = {"published": PUBLISHED, "record": (SUFFIX,)}
     found = {}
     for name, endings in ends.items():
-        sizes = [sum(size for file, size in f.items() if file[6:] in endings) for f in kept]
+        sizes = [sum(size or 0 for file, size in f.items() if file[6:] in endings) for f in kept]
         found[name] = round(sum(sizes) / len(sizes)) if sizes else None
     return found
 
@@ -129,7 +129,7 @@ def _markdown(found: Mapping[str, Any]) -> str:
         cells = (row["gate"], "yes" if row["published"] else "ours", "" if row["limit"] is None else row["limit"])
         lines.append("| " + " | ".join(str(c) for c in (*cells, row["measured"], row["failed"], row["stopped"])) + " |")
     size, error = found["bytes"], found["record_error"]
-    lines += ["", "A kept sample weighs, on average: " + ", ".join(
+    lines += ["", "A kept sample weighs, on average and without its videos: " + ", ".join(
         f"{name} {value / 1e6:.2f} MB" for name, value in size.items() if value
     ) + "." if any(size.values()) else "Nothing was kept."]  # fmt: skip
     if error:
