@@ -37,7 +37,8 @@ class Check:
     passes: float = 0.85
     """Score that every test must reach, in its worst frame pair; synthetic data deserve 0.98."""
     images: bool = False
-    """Also compare the motion of the images with the cameras (slow; always done where no depth is known)."""
+    """Also compare the motion of the images with points, flow and cameras: sees flow that contains the camera's motion
+    (slow; always done where no depth is known)."""
     pictures: bool = False
     """Draw also the clips that pass."""
     again: bool = False

@@ -103,8 +103,8 @@ def train(
             report = run.step(step)
             step += 1
             if step % config.report_every == 0 or step == config.steps:
-                seconds = round(time.monotonic() - started, 2)
-                curve.add({"step": step, "seconds": seconds, **{k: float(v) for k, v in report.items()}})
+                clock = {"seconds": round(time.monotonic() - started, 2), "waited_seconds": round(run.waited, 3)}
+                curve.add({"step": step, **clock, **{k: float(v) for k, v in report.items()}})
             progress(config.name, step, config.steps)
             out_of_time = minutes is not None and time.monotonic() - started > 60 * minutes
             if step % config.checkpoint_every == 0 or out_of_time or step == config.steps:
@@ -118,7 +118,11 @@ def train(
 
 
 class _Run:
-    """The moving parts of `train`: accelerator, optimiser, average, and batches made one ahead."""
+    """The moving parts of `train`: accelerator, optimiser, average, and batches made one ahead.
+
+    Attributes:
+        waited: seconds in which training stood still for want of a batch.
+    """
 
     def __init__(
         self, model: nn.Module, objective: Objective, batches: Batches, config: TrainConfig, folder: Path, device: str
@@ -146,6 +150,7 @@ class _Run:
         self.ema = None if config.ema_decay is None else Ema(self.parameters, config.ema_decay)
         self.ahead = ThreadPoolExecutor(max_workers=1)
         self.pending: dict[int, Future] = {}
+        self.waited = 0.0
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One optimiser step; returns the mean losses of its batches, the total, the gradient norm and the rate."""
@@ -183,7 +188,10 @@ class _Run:
         following = index + self.accelerator.num_processes
         if not self.pending:
             self.pending[following] = self.ahead.submit(self.batches, following)
-        return future.result()
+        asked = time.monotonic()
+        batch = future.result()
+        self.waited += time.monotonic() - asked
+        return batch
 
     def save(self, step: int) -> None:
         """Write a checkpoint (main process only)."""

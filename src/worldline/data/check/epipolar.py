@@ -1,4 +1,4 @@
-"""Do the images move as the cameras say? Optical flow against epipolar lines, for clips whose depth is not known."""
+"""Do the images move as cameras and points say? Optical flow against points, or epipolar lines where there are none."""
 
 from __future__ import annotations
 
@@ -83,25 +83,25 @@ def image_motion(scene: Scene4D) -> tuple[float, float, int]:
     return shares[0], shares[1], len(a)
 
 
-def color_change(scene: Scene4D, labels: Tensor) -> tuple[float, float]:
-    """Two frames of a static scene: median change of colour of the agreeing points, and of the pixels themselves.
+def point_motion(scene: Scene4D) -> tuple[Tensor, Tensor]:
+    """Two frames: do points, with their flow where it is known, move over the image as the image moves?
 
-    Args:
-        scene: two frames.
-        labels: of the first frame's points in the second, see `compare`.
+    This sees what depth cannot: flow that contains the camera's motion slides along walls without leaving them.
 
     Returns:
-        Median absolute difference in [0, 1] between a point's colour and the colour where it lands, and between
-        a pixel's colour and that of the same pixel; the first is smaller if points and cameras are right.
+        Pixels [N, 2] of the first frame that are textured and have a point, and for each whether that point, moved and
+        projected into the second frame, is within NEAR_PX or a tenth of its motion of where optical flow finds it.
     """
-    assert scene.cameras is not None
-    chosen = labels == 1
-    if not bool(chosen.any()):
-        return float("nan"), float("nan")
-    local = pose.transform(pose.inverse(scene.cameras.cam2world[1].double()), scene.points[0][chosen].double())
-    column, row = camera.project(local, scene.cameras.intrinsics[1].double()).round().long().unbind(-1)
-    rgb = scene.video.rgb()
-    here = rgb[0][chosen]
-    moved = (here - rgb[1][row.clamp(0, scene.size[0] - 1), column.clamp(0, scene.size[1] - 1)]).abs().mean(-1)
-    same = (here - rgb[1][chosen]).abs().mean(-1)
-    return float(moved.median()), float(same.median())
+    assert scene.cameras is not None and len(scene) == 2
+    a, b = matches(grey(scene.video.frames[0]), grey(scene.video.frames[1]))
+    column, row = a.long().unbind(-1)
+    points, known = scene.points[0], scene.valid[0]
+    if scene.scene_flow is not None and scene.flow_valid is not None:
+        points, known = points + scene.scene_flow[0], known & scene.flow_valid[0]
+    chosen = known[row, column]
+    a, b = a[chosen], b[chosen].double()
+    world = points[row[chosen], column[chosen]].double()
+    local = pose.transform(pose.inverse(scene.cameras.cam2world[1].double()), world)
+    uv = camera.project(local, scene.cameras.intrinsics[1].double())
+    near = (uv - b).norm(dim=-1) <= torch.clamp(0.1 * (b - a).norm(dim=-1), min=NEAR_PX)
+    return a, near & (local[:, 2] > 0)

@@ -6,7 +6,8 @@
     motion       X + V has the depth of the next frame
     at rest      points that the flow says never move still have the right depth frames later
     tracks       tracked points lie on the depth of the frames that see them
-    images       optical flow follows the epipolar lines of the cameras (only where no depth is known, or if asked)
+    images       optical flow finds the moved points where they project (if asked); where no depth is known, it follows
+                 the epipolar lines of the cameras (always)
 
 The score of a test is its worst frame pair, that of a clip its worst test: one wrong pose in a hundred is a fault.
 A test without anything to test says so, and a clip without any test has no score.
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from worldline.data.check import epipolar
-from worldline.data.check.compare import Count, compare, count
+from worldline.data.check.compare import Count, Label, compare, count
 from worldline.data.clips import Clip, PointTracks
 from worldline.data.store import StoredClip
 from worldline.geometry import camera, pointmap, pose, sceneflow
@@ -162,7 +163,7 @@ def _check(name: str, length: int, frames: Frames, tracks: PointTracks | None, c
     if tracks is not None and has_depth:
         outcomes.append(_tracks(length, frames, tracks, config))
     if config.images or not has_depth:
-        outcomes.append(_images(length, frames, config))
+        outcomes.append(_images(length, frames, config, has_depth))
     return ClipCheck(name=name, outcomes=tuple(outcomes), passes=config.passes)
 
 
@@ -208,22 +209,28 @@ def _grid(valid: Tensor, pixels: int) -> Tensor:
     return chosen & valid
 
 
+def labels_of_projection(frame: Scene4D, pixels: int) -> Tensor:
+    """Labels [H, W] of one frame: AGREES where a point projects onto its own pixel within 0.5 px, else THROUGH."""
+    assert frame.cameras is not None
+    chosen = _grid(frame.valid[0], pixels)
+    local = pose.transform(pose.inverse(frame.cameras.cam2world[0].double()), frame.points[0][chosen].double())
+    uv = camera.project(local, frame.cameras.intrinsics[0].double())
+    fits = ((uv - camera.pixel_grid(frame.size)[chosen]).norm(dim=-1) < 0.5) & (local[:, 2] > 0)
+    labels = torch.zeros(frame.size, dtype=torch.uint8)
+    labels[chosen] = torch.where(fits, Label.AGREES, Label.THROUGH).to(torch.uint8)
+    return labels
+
+
 def _projection(length: int, frames: Frames, config: CheckConfig) -> Outcome:
-    worst, where, good, total = 1.0, None, 0, 0
+    total, worst, where = Count(), 1.0, None
     for t in _spread(length, config.pairs):
-        frame = frames(t, t + 1)
-        assert frame.cameras is not None
-        chosen = _grid(frame.valid[0], config.pixels)
-        local = pose.transform(pose.inverse(frame.cameras.cam2world[0].double()), frame.points[0][chosen].double())
-        uv = camera.project(local, frame.cameras.intrinsics[0].double())
-        fits = ((uv - camera.pixel_grid(frame.size)[chosen]).norm(dim=-1) < 0.5) & (local[:, 2] > 0)
-        if len(fits) >= config.least_tested:
-            good, total = good + int(fits.sum()), total + len(fits)
-            share = float(fits.double().mean())
-            worst, where = (share, (t, t)) if share < worst or where is None else (worst, where)
-    if not total:
+        found = count(labels_of_projection(frames(t, t + 1), config.pixels))
+        if found.tested >= config.least_tested:
+            total += found
+            worst, where = (found.agreement, (t, t)) if where is None or found.agreement < worst else (worst, where)
+    if where is None:
         return Outcome(name="projection", score=None, note="too few points")
-    return Outcome(name="projection", score=worst, mean=good / total, worst=where)
+    return Outcome(name="projection", score=worst, mean=total.agreement, worst=where)
 
 
 def _pairs(name: str, pairs: list[tuple[int, int]], compare_pair: Callable[[int, int], Count], config: CheckConfig,
@@ -242,6 +249,8 @@ def _pairs(name: str, pairs: list[tuple[int, int]], compare_pair: Callable[[int,
     note = (
         f"{100 * total.hidden / total.tested:.1f} % hidden, {100 * total.through / total.tested:.1f} % looked through"
     )
+    if config.tolerance != CheckConfig.tolerance:
+        note += f", within {100 * config.tolerance:g} %"
     return Outcome(name=name, score=worst, mean=total.agreement, worst=where, note=note)
 
 
@@ -332,15 +341,20 @@ def _tracks(length: int, frames: Frames, tracks: PointTracks, config: CheckConfi
     return _pairs("tracks", pairs, on_surface, few, "no visible tracks on a known depth")
 
 
-def _images(length: int, frames: Frames, config: CheckConfig) -> Outcome:
+def _images(length: int, frames: Frames, config: CheckConfig, has_depth: bool) -> Outcome:
+    """Optical flow against points and their flow; where there are none, against the cameras' epipolar lines."""
     worst, where, shares, inverse = 1.0, None, [], []
     for t in _spread(length - 1, config.pairs):
-        share, backwards, found = epipolar.image_motion(frames(t, t + 2))
+        if has_depth:
+            near = epipolar.point_motion(frames(t, t + 2))[1]
+            share, found = float(near.double().mean()) if len(near) else 0.0, len(near)
+        else:
+            share, backwards, found = epipolar.image_motion(frames(t, t + 2))
+            inverse.append(backwards)
         if found >= config.least_tested:
             shares.append(share)
-            inverse.append(backwards)
             worst, where = (share, (t, t + 1)) if share < worst or where is None else (worst, where)
     if where is None:
         return Outcome(name="images", score=None, note="no two frames with enough texture to follow")
-    note = f"{100 * sum(inverse) / len(inverse):.1f} % for the inverse motion"
+    note = f"{100 * sum(inverse) / len(inverse):.1f} % for the inverse motion" if inverse else ""
     return Outcome(name="images", score=worst, mean=sum(shares) / len(shares), worst=where, note=note)

@@ -16,7 +16,10 @@ from worldline.geometry import pose
 COLORS = {Label.AGREES: (60, 190, 90), Label.HIDDEN: (70, 110, 230), Label.THROUGH: (230, 50, 40)}
 PANEL_WIDTH = 480
 LEGEND = "green agrees   blue hidden there   red looked through"
-IMAGES_LEGEND = f"green within {epipolar.NEAR_PX:g} px of its epipolar line   red not"
+LEGENDS = {
+    "images": "green moves as the image does   red not",
+    "projection": "green on its own pixel   red not",
+}
 
 
 def draw(check: ClipCheck, frames: Frames, config: CheckConfig | None = None) -> UInt8[np.ndarray, "H W 3"]:
@@ -34,7 +37,7 @@ def draw(check: ClipCheck, frames: Frames, config: CheckConfig | None = None) ->
     labels = _labels(check, frames, config, t, later)
     panels = [_panel(first), _panel(second), _painted(first, labels)]
     score = "nothing to test" if check.score is None else f"{worst.name} {worst.score:.3f}" if worst else ""
-    legend = IMAGES_LEGEND if worst is not None and worst.name == "images" else LEGEND
+    legend = LEGENDS.get(worst.name if worst is not None else "", LEGEND)
     captions = [f"frame {t}", f"frame {later}", legend]
     return _joined(panels, captions, f"{check.name or 'clip'}: {check.verdict}, {score}")
 
@@ -43,6 +46,8 @@ def _labels(check: ClipCheck, frames: Frames, config: CheckConfig, t: int, later
     """Labels of all pixels of frame t under the worst test."""
     everywhere = 1 << 30
     worst = check.worst
+    if worst is not None and worst.name == "projection":
+        return physics.labels_of_projection(frames(t, t + 1), everywhere)
     if worst is not None and worst.worst is not None and later > t:
         if worst.name == "motion":
             return physics.labels_in_motion(frames, t, later, config, everywhere)
@@ -55,9 +60,13 @@ def _labels(check: ClipCheck, frames: Frames, config: CheckConfig, t: int, later
 def _image_labels(frames: Frames, t: int, later: int) -> Tensor:
     pair = frames(t, later + 1)
     assert pair.cameras is not None
-    a, b = epipolar.matches(*(epipolar.grey(frame) for frame in pair.video.frames))
-    poses = pair.cameras.cam2world.double()
-    near = epipolar.distance_px(a, b, pair.cameras.intrinsics, pose.inverse(poses[1]) @ poses[0]) < epipolar.NEAR_PX
+    if bool(pair.valid.any()):
+        a, near = epipolar.point_motion(pair)
+    else:
+        a, b = epipolar.matches(*(epipolar.grey(frame) for frame in pair.video.frames))
+        poses = pair.cameras.cam2world.double()
+        distance = epipolar.distance_px(a, b, pair.cameras.intrinsics, pose.inverse(poses[1]) @ poses[0])
+        near = distance < epipolar.NEAR_PX
     labels = torch.zeros(pair.size, dtype=torch.uint8)
     column, row = a.long().unbind(-1)
     labels[row, column] = torch.where(near, Label.AGREES, Label.THROUGH).to(torch.uint8)
