@@ -75,6 +75,7 @@ def test_garbage_window_among_overlapping_ones_is_rejected() -> None:
     seen[1] = replace(seen[1], points=torch.randn(seen[1].points.shape))
     alignment = solve(seen, 40, world.size)
     assert list(alignment.report["windows_rejected"]) == [1]
+    check_finite(alignment)
     check_cameras(alignment, world, centre=0.03, degrees=0.3, focal=0.02)
 
 
@@ -226,3 +227,47 @@ def test_wrong_priors_are_refused() -> None:
         solve(seen, 3, world.size, Priors(poses=torch.eye(4).repeat(4, 1, 1)))
     with pytest.raises(ValueError, match="intrinsics"):
         solve(seen, 3, world.size, Priors(distortion=(0.1, 0.0, 0.0, 0.0)))
+
+
+def one_in_ten(seen: list[Observation]) -> list[Observation]:
+    g = torch.Generator().manual_seed(5)
+    return [
+        replace(o, points=torch.randn(o.points.shape, generator=g) * o.points.std()) if k % 10 == 4 else o
+        for k, o in enumerate(seen)
+    ]
+
+
+def test_one_garbage_window_in_ten() -> None:
+    world = make_world(60, size=(20, 30), focal=27.0)
+    seen = one_in_ten(observe(world, windows.plan(60, 12, 8), noise=0.01))
+    alignment = solve(seen, 60, world.size)
+    assert list(alignment.report["windows_rejected"]) == [k for k in range(len(seen)) if k % 10 == 4]
+    check_finite(alignment)
+    check_cameras(alignment, world, centre=0.05, degrees=0.5, focal=0.02)
+
+
+NONSENSE = {
+    "noise": lambda p: torch.randn(p.shape, generator=torch.Generator().manual_seed(0)),
+    "one point": torch.ones_like,
+    "a line": lambda p: p * torch.tensor([1.0, 0.0, 0.0]),
+    "a mirror": lambda p: -p,
+}
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_nonsense_is_called_nonsense(kind: str) -> None:
+    world = make_world(12, size=(16, 24), focal=22.0)
+    seen = observe(world, windows.plan(12, 8, 4), noise=0.01)
+    alignment = solve([replace(o, points=NONSENSE[kind](o.points)) for o in seen], 12, world.size)
+    check_finite(alignment)
+    assert any("camera" in text for text in alignment.report["undetermined"])
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+def test_the_unit_of_length_does_not_matter(unit: float) -> None:
+    world = make_world(12, size=(16, 24), focal=22.0)
+    seen = observe(world, windows.plan(12, 8, 4), noise=0.01)
+    alignment = solve([replace(o, points=o.points * unit) for o in seen], 12, world.size)
+    check_finite(alignment)
+    check_cameras(alignment, world, centre=0.05, degrees=0.5, focal=0.02)
+    assert not alignment.report["undetermined"]

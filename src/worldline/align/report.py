@@ -15,6 +15,8 @@ from worldline.align.synchronize import Pairs, masked_quantile
 from worldline.geometry.pose import Similarity, rotation_angle_deg
 from worldline.scene import Cameras
 
+_MOST_BLUR = 0.03  # of the image: reprojection noise above which cameras mean nothing
+
 
 def reference_weight(samples: Samples) -> float:
     """Summed confidence of a typical pixel."""
@@ -100,6 +102,11 @@ def summarise(
         undetermined.append(
             f"the given focal of {float(cameras.focal_px[0]):.1f} px contradicts the points, which say "
             f"{report['focal_px_of_points']:.1f} px"
+        )
+    blur = float(report.get("noise", {}).get("lateral_px", 0.0))
+    if blur > _MOST_BLUR * max(cameras.size):
+        undetermined.append(
+            f"cameras: the points miss their own pixels by {blur:.1f} px on average, as if no camera had seen them"
         )
     if report.get("frames_unreliable"):
         undetermined.append(f"cameras of frames {report['frames_unreliable']}: fewer than 30 % of their pixels agree")
