@@ -11,6 +11,12 @@ from worldline.systems.parallax.fill import EdgeWeights, smooth
 from worldline.systems.parallax.representation import FlowPairs, lookup
 
 ANISOTROPY = 3.0
+SPREAD = 0.03
+"""Usual change of log depth of a moving thing per frame. This and the next ones: fitted on rendered training clips."""
+SIZE_ERROR = {1: 0.04, 2: 0.03, 4: 0.022, 8: 0.018}  # of the change of log size per frame, by frame gap
+CONTACT_ERROR = {1: 0.07, 2: 0.05, 4: 0.035, 8: 0.025}  # of the change of log inverse depth per frame
+SIZE_SHARE = 0.2  # of the standard deviation that the affine fit claims, which counts deformation as noise
+SHARED = 2.0  # witnesses that count as one: the gaps share their errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +89,13 @@ def scene_flow(
 ) -> tuple[np.ndarray, np.ndarray]:
     """World displacement [H, W, 3] from frame `t` to `t + 1`, and where it is known [H, W] bool.
 
-    Static pixels do not move. Moving ones go along the ray their flow leads to, to the depth that the growth or
-    shrinkage of their whole region says (the difference of the two frames' depths would mostly be noise).
+    Static pixels do not move. Moving ones go along the ray their flow leads to, to the depth that their whole region
+    says over several frames (the difference of two frames' depths would mostly be noise).
     """
     flow, trust = pairs.read(t, 1)
     here = world_points(r[t], state, t)
     approach = -np.log(np.maximum(depth_in(here, state, t + 1) * r[t], 1e-3))  # the camera's own
-    step = _moved(r[t], flow, growth(moving, pairs, t, approach), state, t) - here
+    step = _moved(r[t], flow, growth(r, moving, pairs, t, approach), state, t) - here
     known = moving[t] & (trust > 0.3) & (lookup(moving[t + 1].astype(np.float32), flow) > 0.5)
     weight = np.where(known, trust, 0).astype(np.float32)[..., None]
     flat = EdgeWeights(right=np.ones(flow.shape[:2], np.float32), down=np.ones(flow.shape[:2], np.float32))
@@ -99,35 +105,47 @@ def scene_flow(
     return step.astype(np.float32), ~moving[t] | (smoothed[..., 3] > 0.05)
 
 
-def growth(
-    moving: np.ndarray, pairs: FlowPairs, t: int, usual: np.ndarray, gaps: tuple[int, ...] = (1, 2, 4)
-) -> np.ndarray:
-    """Per-frame change of log size [H, W] of the connected moving region of each pixel.
+def growth(r: np.ndarray, moving: np.ndarray, pairs: FlowPairs, t: int, usual: np.ndarray) -> np.ndarray:
+    """Change of log inverse depth per frame [H, W] of the moving region of each pixel.
 
-    The flow of a region is fitted by u' = A u + b; log sqrt(det A), per frame, is how much nearer it came. Longer gaps
-    count more; as it drowns in the flow's noise, the result goes back to `usual` [H, W], what standing still gives.
+    Two witnesses, each at every gap g up to 8 frames ahead and back: the flow of a region, fitted by u' = A u + b, says
+    how much larger it gets (log sqrt det A); and the inverse depths [T, H, W] of its pixels, taken from the ground it
+    stands on, change along the flow. With variances v (of one frame) the result is the posterior mean under the prior
+    N(usual, SPREAD^2), `usual` [H, W] being what standing still would give: noise brings nothing closer.
     """
     import cv2
 
     count, labels = cv2.connectedComponents(moving[t].astype(np.uint8), connectivity=8)
-    total, weight = np.zeros(count), np.full(count, 1e-12)
-    for gap in gaps:
-        if gap not in pairs.offsets or t + gap >= len(moving):
-            continue
-        flow, trust = pairs.read(t, gap)
-        trust = trust * (lookup(moving[t + gap].astype(np.float32), flow) > 0.5)
-        for label in range(1, count):
-            y, x = np.nonzero((labels == label) & (trust > 0.2))
-            fitted = _log_size(np.stack([x, y], -1).astype(np.float64), flow[y, x], trust[y, x])
-            if fitted is not None:
-                change, variance = fitted
-                total[label] += change / gap * gap**2 / variance
-                weight[label] += gap**2 / variance
     pixels = np.maximum(np.bincount(labels.ravel(), minlength=count), 1)
     mean = np.bincount(labels.ravel(), usual.ravel(), count) / pixels
-    more = total / weight - mean
-    change = mean + more * more**2 / (more**2 + 1 / weight + 1e-12)
-    return np.where(labels > 0, change[labels], usual)
+    total, weight = np.zeros(count), np.full(count, SPREAD**-2)
+    for offset in pairs.offsets:
+        if abs(offset) not in SIZE_ERROR or not 0 <= t + offset < len(moving):
+            continue
+        flow, trust = pairs.read(t, offset)
+        trust = trust * (lookup(moving[t + offset].astype(np.float32), flow) > 0.5)
+        nearer = lookup(np.log(np.maximum(r[t + offset], 1e-6)), flow) - np.log(np.maximum(r[t], 1e-6))
+        for label in range(1, count):
+            y, x = np.nonzero((labels == label) & (trust > 0.2))
+            for change, variance in _changes(x, y, flow, trust, nearer, offset, len(x) / pixels[label]):
+                total[label] += (change - mean[label]) / variance
+                weight[label] += 1 / variance
+    return np.where(labels > 0, (mean + total / weight)[labels], usual)
+
+
+def _changes(
+    x: np.ndarray, y: np.ndarray, flow: np.ndarray, trust: np.ndarray, nearer: np.ndarray, offset: int, share: float
+) -> list[tuple[float, float]]:
+    """What some pixels say of their change of log inverse depth per frame: (value, variance) of each witness."""
+    gap, found = abs(offset), []
+    if len(x) >= 20:
+        change = float(np.median(nearer[y, x])) / offset
+        found.append((change, SHARED * CONTACT_ERROR[gap] ** 2 / share))
+    size = _log_size(np.stack([x, y], -1).astype(np.float64), flow[y, x], trust[y, x])
+    if size is not None:
+        variance = SIZE_SHARE**2 * size[1] / gap**2 + SIZE_ERROR[gap] ** 2
+        found.append((size[0] / offset, SHARED * variance))
+    return found
 
 
 def _log_size(pixels: np.ndarray, flow: np.ndarray, trust: np.ndarray) -> tuple[float, float] | None:
