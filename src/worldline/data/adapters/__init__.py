@@ -27,6 +27,7 @@ ADAPTERS = {
     "kubric": "kubric",
     "matrixcity": "matrixcity",
     "monkaa": "flyingthings",
+    "motioncrafter": "motioncrafter",
     "mvs_synth": "mvs_synth",
     "omniworld": "omniworld",
     "point_odyssey": "point_odyssey",

@@ -94,7 +94,7 @@ def _read(base: Path, name: str, frames: list[Any], start: int, stop: int) -> Sc
     if all(paths):
         cam2world = assemble.orthonormal(cam2world)
         relative, to_first = pose.relative_to_first(cam2world), pose.inverse(cam2world[0])
-        found = [decode.one(_trajectory, base / path) for path in paths]
+        found = [decode.one(_trajectory, base / str(path)) for path in paths]
         points = pose.transform(to_first, torch.stack([p for p, _ in found]).double()).float()
         known = points.isfinite().all(-1)
         points = torch.where(known[..., None], points, torch.zeros_like(points))

@@ -213,7 +213,7 @@ def _made(call: Call) -> Any:
         content, dtype, shape, order = call.arguments
         return _array(content, _dtype(dtype), shape, order)
     if call.path.startswith("numpy") and tail == "core.multiarray.scalar":
-        return np.frombuffer(call.arguments[1], _dtype(call.arguments[0]))[0]
+        return np.frombuffer(convert(call.arguments[1]), _dtype(call.arguments[0]))[0]
     if call.path == "torch._utils._rebuild_tensor_v2":
         return _tensor(*call.arguments[:4])
     if call.path == "_codecs.encode":  # bytes, before protocol 3
@@ -226,8 +226,8 @@ def _made(call: Call) -> Any:
 def _dtype(call: Any) -> np.dtype[Any]:
     if not isinstance(call, Call) or call.path != "numpy.dtype":
         raise ValueError("An array of the pickle has no plain dtype.")
-    order = call.state[1] if call.state else "|"
-    return np.dtype(str(call.arguments[0])).newbyteorder(order if order in "<>" else "=")
+    dtype = np.dtype(str(call.arguments[0]))
+    return dtype.newbyteorder(">") if call.state and call.state[1] == ">" else dtype
 
 
 def _array(content: Any, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any) -> np.ndarray:

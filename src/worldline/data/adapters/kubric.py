@@ -170,7 +170,7 @@ def _scene(
         ahead[t] = moved[..., :3]
     known = (distance > 0) & (distance < FAR)
     flow, valid = assemble.world_flow(local, ahead, known[:-1], relative)
-    settings = {"synthetic": True, "first_frame": start}
+    settings: dict[str, object] = {"synthetic": True, "first_frame": start}
     if optical is not None and frames > 1:
         uv = optical[:-1].flip(-1).double()  # rows first in the file
         share = reprojection.flow_agreement(ahead, uv, known[:-1], k.expand(frames - 1, 3, 3), tolerance_px=1.0)

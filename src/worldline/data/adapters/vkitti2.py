@@ -85,7 +85,7 @@ def _read(variation: Path, view: str, start: int, stop: int) -> Scene4D:
     depth = decode.stack(encodings.read_depth_image, files("depth", "depth_{:05d}.png"), 100.0)
     depth = torch.where(depth <= SKY_CENTIMETRES / 100, depth, torch.zeros_like(depth))
     flow = valid = None
-    settings = {"synthetic": True, "first_frame": start}
+    settings: dict[str, object] = {"synthetic": True, "first_frame": start}
     if (variation / "frames" / "forwardSceneFlow" / view).is_dir() and stop - start > 1:
         moved = decode.stack(read_scene_flow, files("forwardSceneFlow", "sceneFlow_{:05d}.png", stop - 1))
         optical = None
