@@ -111,8 +111,17 @@ def colour_name(rgb: Float[Tensor, "3"]) -> str:
         return "black"
     if saturation < 0.2:
         return "white" if value > 0.8 else "grey"
-    names = ((15, "red"), (40, "brown" if value < 0.6 else "orange"), (70, "yellow"), (165, "green"), (200, "teal"))
-    names += ((260, "blue"), (320, "purple"), (345, "pink"), (361, "red"))
+    names = (
+        (15, "red"),
+        (40, "brown" if value < 0.6 else "orange"),
+        (70, "yellow"),
+        (165, "green"),
+        (200, "teal"),
+        (260, "blue"),
+        (320, "purple"),
+        (345, "pink"),
+        (361, "red"),
+    )
     return next(name for limit, name in names if hue * 360 < limit)
 
 
