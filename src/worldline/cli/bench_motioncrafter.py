@@ -28,15 +28,15 @@ class MotionCrafterAblation:
     """Rows to train now, separated by semicolons; a text that is part of a name picks all that hold it."""
     clips: int = 40
     """Held-out clips that rows are scored on."""
-    training_clips: int = 160
+    training_clips: int = 240
     """Clips rows are trained on."""
-    geometry_steps: int = 100
+    geometry_steps: int = 120
     """Steps of the geometry VAE of each row."""
     motion_steps: int = 50
     """Steps of the motion branch of each row."""
-    unet_steps: int = 120
+    unet_steps: int = 80
     """Steps of the U-Net of each row."""
-    prior_steps: tuple[int, int] = (300, 300)
+    prior_steps: tuple[int, int] = (500, 400)
     """Steps of the prior's autoencoders and of its denoiser, trained once."""
     batch_size: int = 4
     """Clips per step."""

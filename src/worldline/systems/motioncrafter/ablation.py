@@ -59,12 +59,12 @@ class Settings:
 
     size: tuple[int, int] = (24, 32)
     frames: int = 4
-    clips: int = 160
+    clips: int = 240
     batch_size: int = 4
-    geometry_steps: int = 100
+    geometry_steps: int = 120
     motion_steps: int = 50
-    unet_steps: int = 120
-    prior_steps: tuple[int, int] = (300, 300)
+    unet_steps: int = 80
+    prior_steps: tuple[int, int] = (500, 400)
     networks: MotionCrafterConfig = field(default_factory=lambda: networks())
 
 
