@@ -17,6 +17,7 @@ from worldline.align import solve as solver
 from worldline.align.observation import Observation
 from worldline.align.prior_files import PriorFiles
 from worldline.align.solve import AlignConfig, Priors, solve
+from worldline.align.streaming import StreamedWindows
 from worldline.geometry.pose import matrix_to_quaternion
 from worldline.io.partial import PartialRun
 from worldline.scene import Video
@@ -161,3 +162,23 @@ def test_the_command_line_refuses_what_contradicts_itself_or_would_do_nothing(tm
         known(replace(given, focal=50.0, intrinsics=(50.0, 50.0, 10.0, 10.0)))
     with pytest.raises(ValueError, match="k1 k2"):
         known(replace(given, distortion=(0.1, 0.0, 0.0, 0.0)))
+
+
+def test_windows_on_disk_give_what_windows_in_memory_give(tmp_path: Path) -> None:
+    world = make_world(20, size=(16, 24), focal=22.0)
+    seen = observe(world, windows.plan(20, 8, 4), noise=0.01)
+    shelf = PartialRun(tmp_path / "out", {})
+    for k, o in enumerate(seen):
+        shelf.put(f"window-{k}", {"points": o.points, "confidence": o.confidence})
+
+    def fetch(k: int) -> Observation:
+        kept = shelf.get(f"window-{k}")
+        assert kept is not None
+        return Observation(frames=seen[k].frames, **kept)
+
+    stored = StreamedWindows(fetch, len(seen))
+    assert len(stored) == len(seen) and stored[-1].frames == seen[-1].frames
+    with pytest.raises(IndexError):
+        stored[len(seen)]
+    one, two = solve(stored, 20, world.size), solve(seen, 20, world.size)
+    assert torch.equal(one.cameras.cam2world, two.cameras.cam2world) and torch.equal(one.depth, two.depth)

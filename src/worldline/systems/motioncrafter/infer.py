@@ -7,7 +7,7 @@ windows as they are).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +22,7 @@ from worldline import windows
 from worldline.align import solve as alignment
 from worldline.align.config import AlignConfig, Priors
 from worldline.align.observation import Observation
+from worldline.align.streaming import StreamedWindows
 from worldline.geometry import pointmap
 from worldline.scene import Progress, Provenance, Scene4D, Video, no_progress
 from worldline.systems.motioncrafter import sampling
@@ -94,17 +95,31 @@ def infer(
     # 1. overlapping windows
     plan = window_plan(len(video), model, config)
     # 2. what the networks see in each: point map and scene flow in the window's own world
-    observations = []
-    for done, window in enumerate(plan):
-        progress("windows", done, len(plan))
-        observations.append(_cached(cache, window, partial(observe_window, model, video, window, config)))
-    progress("windows", len(plan), len(plan))
+    observations = observe_all(model, video, plan, config, cache, progress)
     # 3. one world, and a camera for every frame
     aligned = alignment.solve(observations, len(video), video.size, priors, config.align, progress, shelf=cache)
     # 4. the scene, and how it was made
     settings = {**provenance.settings, "steps": config.steps, "seeds": list(config.seeds), "windows": len(plan)}
     settings["paradigm"] = model.config.paradigm
     return aligned.scene(video, replace(provenance, settings=settings))
+
+
+def observe_all(
+    model: MotionCrafter, video: Video, plan: list[range], config: InferConfig, cache: WindowCache | None,
+    progress: Progress,
+) -> Sequence[Observation]:  # fmt: skip
+    """Every window; with a cache they stay there and are read again when asked for, so that memory does not grow."""
+
+    def fetch(k: int) -> Observation:
+        return _cached(cache, plan[k], partial(observe_window, model, video, plan[k], config))
+
+    kept = []
+    for done in range(len(plan)):
+        progress("windows", done, len(plan))
+        made = fetch(done)
+        kept += [made] if cache is None else []
+    progress("windows", len(plan), len(plan))
+    return kept if cache is None else StreamedWindows(fetch, len(plan))
 
 
 def window_plan(num_frames: int, model: MotionCrafter, config: InferConfig) -> list[range]:
