@@ -286,7 +286,7 @@ def test_coarse_rays_cost_less(model, monkeypatch):
 def test_the_alignment_is_told_only_what_is_asked_for(model, monkeypatch):
     told = []
     solve = g4.alignment.solve
-    monkeypatch.setattr(g4.alignment, "solve", lambda o, *rest: told.extend(o) or solve(o, *rest))
+    monkeypatch.setattr(g4.alignment, "solve", lambda o, *rest, **options: told.extend(o) or solve(o, *rest))
     assert "disparity" in g4.infer(video(4), model, g4.InferConfig(modalities=("points", "disparity"))).extras
     assert told[0].ray_direction is None and told[0].disparity is not None
     assert not g4.infer(video(4), model, g4.InferConfig(modalities=("points",))).extras
@@ -387,5 +387,5 @@ def test_a_small_checkpoint_runs_and_its_card_is_believed(tmp_path):
     assert scene.points.shape == (3, 33, 50, 3) and scene.confidence is not None and len(scene.cameras) == 3
     assert scene.provenance.unreliable == ("points",)
     assert scene.provenance.weights_sha256 == json.loads(path.with_suffix(".json").read_text())["sha256"]
-    with pytest.raises(ValueError, match="no embedded weights"):
-        load_mini(Loading(device=torch.device("cpu")))
+    with pytest.raises(FileNotFoundError, match="There is no"):
+        load_mini(Loading(device=torch.device("cpu"), weights=str(tmp_path / "none.safetensors")))

@@ -112,7 +112,7 @@ def told(monkeypatch) -> list[int]:
         def scene(self, video, provenance):
             return still_scene(video, plane(video.size), "quick", 0.1)
 
-    monkeypatch.setattr(g4.alignment, "solve", lambda windows, *rest: given.append(len(windows)) or Quick())
+    monkeypatch.setattr(g4.alignment, "solve", lambda windows, *rest, **options: given.append(len(windows)) or Quick())
     return given
 
 

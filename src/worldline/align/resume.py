@@ -63,7 +63,7 @@ class Stages:
 
 
 def _fingerprint(samples: Samples, priors: Priors, config: AlignConfig) -> str:
-    digest = hashlib.sha256(repr(config).encode())
+    digest = hashlib.sha256(repr((config, samples.has_rays)).encode())
     values = [samples.points, samples.weight, samples.disparity, samples.scene_flow, samples.frame, samples.window]
     for value in [*values, *(getattr(priors, field.name) for field in fields(priors))]:
         if isinstance(value, Tensor):

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -97,12 +98,35 @@ class Said(Protocol):
 class Asked(Protocol):
     """A row of a table for one clip (see `systems.geo4d.ablation.Row`)."""
 
-    table: str
-    name: str
-    seed: int
-    frames: int
-    says: tuple[str, ...]
-    answer: Callable[[], Said]
+    @property
+    def table(self) -> str:
+        """Where it stands."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Of the row."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of the noise."""
+        ...
+
+    @property
+    def frames(self) -> int:
+        """How many of the clip's first frames it is about."""
+        ...
+
+    @property
+    def says(self) -> tuple[str, ...]:
+        """What it owes: depth, cameras."""
+        ...
+
+    @property
+    def answer(self) -> Callable[[], Said]:
+        """Makes it; may raise."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,19 +204,18 @@ def camera_scores(cam2world: Float[Tensor, "T 4 4"], truth: Truth) -> dict[str, 
 def judge(asked: Asked, truth: Truth) -> Score:
     """The score of one row; one that raises, or says what is not finite, has failed everything it owed."""
     seen = truth.first(asked.frames)
-    common = {"clip": truth.seed, "table": asked.table, "row": asked.name, "seed": asked.seed}
+    scored = partial(Score, clip=truth.seed, table=asked.table, row=asked.name, seed=asked.seed)
     there = {"depth": bool(seen.valid.any()), "cameras": not trajectory.still(seen.cam2world)}
     owed = [name for name, (_, what, _) in METRICS.items() if what in asked.says and there[what]]
     try:
         said = asked.answer()
     except Exception as error:  # noqa: BLE001 - a row may raise anything; it is told what it was
-        return Score(**common, values=dict.fromkeys(owed), failed=_reason(error))
+        return scored(values=dict.fromkeys(owed), failed=_reason(error))
     values, reasons = _values(said, seen)
     bad = [name for name in owed if not math.isfinite(values.get(name, math.nan))]
     if bad and not reasons:
         reasons.append(f"{', '.join(bad)}: missing or not finite")
-    return Score(
-        **common,
+    return scored(
         values={name: None if name in bad else values[name] for name in owed},
         seconds_per_frame=said.seconds / asked.frames,
         failed="; ".join(reasons) if bad else "",

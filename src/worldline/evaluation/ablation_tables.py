@@ -17,11 +17,30 @@ from worldline.evaluation.ablation import METRICS, TRIVIAL, Score
 class Finding(Protocol):
     """A statement that one row is better than another (see `systems.geo4d.ablation.Claim`)."""
 
-    text: str
-    table: str
-    metric: str
-    better: str
-    worse: str
+    @property
+    def text(self) -> str:
+        """The statement."""
+        ...
+
+    @property
+    def table(self) -> str:
+        """Where to look."""
+        ...
+
+    @property
+    def metric(self) -> str:
+        """One of `ablation.METRICS`."""
+        ...
+
+    @property
+    def better(self) -> str:
+        """The row that should be better."""
+        ...
+
+    @property
+    def worse(self) -> str:
+        """The row that should be worse."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,6 +141,20 @@ CARDS = {
             load=_motioncrafter_denoising,
         ),
         Card(
+            name="geo4d-mini",
+            summary="Geo4D at laptop size: points, disparity and rays of windows, aligned",
+            kind="video",
+            weights="embedded (synthetic scenes only)",
+            licence="Apache-2.0",
+            embedded=True,
+            area=96 * 160,
+            multiple=2,
+            needs=(),
+            load=_geo4d_mini,
+            caution="weak: neither points nor cameras nor disparity beat predictors that do not look at the video; "
+            "all are marked unreliable, and auto does not use it",
+        ),
+        Card(
             name="geo4d",
             summary="Geo4D as published: point, disparity and ray maps of windows, aligned",
             kind="video",

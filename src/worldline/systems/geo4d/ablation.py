@@ -14,11 +14,12 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from worldline.diffusion import ddim
 from worldline.geometry import pointmap
 from worldline.scene import Scene4D, Video
 from worldline.systems.geo4d import alone
 from worldline.systems.geo4d.config import MODALITIES, Modality
-from worldline.systems.geo4d.infer import InferConfig, infer, observe_all
+from worldline.systems.geo4d.infer import WINDOW_KEY, InferConfig, infer, observe_all
 from worldline.systems.geo4d.networks import Geo4D
 from worldline.systems.geo4d.observe import PointDecoder
 
@@ -97,7 +98,10 @@ class Claim:
 
 
 class SeenWindows:
-    """Windows kept in memory for all rows that need the same (an `infer.WindowCache`), and the CPU time of each."""
+    """Windows kept in memory for all rows that need the same (an `infer.WindowCache`), and the CPU time of each.
+
+    Nothing else is kept: every row aligns its windows itself.
+    """
 
     def __init__(self) -> None:
         """Nothing seen yet."""
@@ -108,12 +112,16 @@ class SeenWindows:
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """What was seen in a window, or None."""
+        if not key.startswith(WINDOW_KEY):
+            return None
         self._asked.append(key)
         self._since = time.process_time()
         return self._kept.get(key)
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Keep what was seen; it took the time since it was asked for."""
+        if not key.startswith(WINDOW_KEY):
+            return
         self._seconds[key] = time.process_time() - self._since
         self._kept[key] = tensors
 
@@ -151,7 +159,7 @@ def rows(video: Video, model: Geo4D, config: InferConfig, seeds: Sequence[int] =
         yield _scene_row(STRIDE_TABLE, name, video, model, replace(config, stride=stride), seen[seeds[0]])
     first = video.select(slice(model.config.window))
     for steps in STEPS:
-        ends = ("published", "unscaled", "clean") if steps in ENDS_AT else (config.final,)
+        ends: tuple[ddim.Final, ...] = ("published", "unscaled", "clean") if steps in ENDS_AT else (config.final,)
         for end in ends:
             varied = replace(config, steps=steps, final=end)
             yield _scene_row(STEP_TABLE, step_name(steps, end), first, model, varied, SeenWindows())
@@ -251,9 +259,9 @@ def _modality_rows(video: Video, model: Geo4D, config: InferConfig, seen: SeenWi
 
 
 def _scene_row(table: str, name: str, video: Video, model: Geo4D, config: InferConfig, seen: SeenWindows) -> Row:
-    def depth_and_cameras() -> tuple[Tensor, Tensor]:
+    def depth_and_cameras() -> tuple[Tensor, Tensor | None]:
         scene = infer(video, model, config, cache=seen)
-        return 1 / known_depth(scene), scene.cameras.cam2world
+        return 1 / known_depth(scene), None if scene.cameras is None else scene.cameras.cam2world
 
     return Row(
         table=table,
@@ -271,8 +279,8 @@ def known_depth(scene: Scene4D) -> Float[Tensor, "T H W"]:
     Raises:
         ValueError: the scene knows no pixel.
     """
-    depth = pointmap.depth_of(scene.points, scene.cameras.cam2world).clamp(min=1e-4)
+    depth = pointmap.scene_depth(scene)
     known = scene.valid & depth.isfinite()
     if not bool(known.any()):
         raise ValueError("The scene knows no pixel.")
-    return depth.where(known, depth[known].max())
+    return depth.where(known, depth[known].max()).clamp(min=1e-4)

@@ -102,6 +102,13 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, head_channels, context_dim)])
         self.proj_out = zero(nn.Linear(channels, channels))
 
+    @property
+    def cross_attention(self) -> Attention:
+        """The layer that attends to the context."""
+        block = self.transformer_blocks[0]
+        assert isinstance(block, TransformerBlock)
+        return block.attn2
+
     def forward(self, x: Float[Tensor, "BT C h w"], context: KeysValues) -> Float[Tensor, "BT C h w"]:
         """Residual."""
         tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))  # [BT, hw, C]

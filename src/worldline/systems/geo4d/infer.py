@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,9 @@ from worldline.systems.geo4d.observe import Observer as Observer
 
 DISPARITY_SAMPLES = 20_000
 """Pixels of a window that its disparity is fitted on."""
+
+WINDOW_KEY = "window-"
+"""What the names of kept windows begin with."""
 
 NO_PRIORS = Priors()
 UNKNOWN = Provenance(system="geo4d")
@@ -163,7 +166,7 @@ def window_plan(num_frames: int, model: Geo4D, config: InferConfig) -> list[rang
 
 def _told(observation: Observation, modalities: tuple[Modality, ...]) -> Observation:
     """An observation without what the alignment is not to know."""
-    gone: dict[str, None] = {} if "disparity" in modalities else {"disparity": None}
+    gone: dict[str, Any] = {} if "disparity" in modalities else {"disparity": None}
     if not {"ray_direction", "ray_moment"} <= set(modalities):
         gone |= {"ray_direction": None, "ray_moment": None}
     return replace(observation, **gone)
@@ -171,7 +174,7 @@ def _told(observation: Observation, modalities: tuple[Modality, ...]) -> Observa
 
 def _cached(cache: WindowCache | None, window: range, observer: Observer) -> Observation:
     """A finished window of an earlier run, or a new one."""
-    key = f"window-{window.start:06d}-{window.stop:06d}"
+    key = f"{WINDOW_KEY}{window.start:06d}-{window.stop:06d}"
     kept = None if cache is None else cache.get(key)
     if kept is not None:
         return Observation(frames=tuple(window), **kept)

@@ -57,9 +57,9 @@ class Geo4D(nn.Module):
         The context is the same for every video (spec 0.1), so this is a constant of the checkpoint. The U-Net must be
         on `device`.
         """
-        layers = [layer.transformer_blocks[0].attn2 for layer in self.unet.modules() if _attends(layer)]
+        layers = [layer.cross_attention for layer in self.unet.modules() if isinstance(layer, SpatialTransformer)]
         used = [self.context, *(weight for layer in layers for weight in layer.parameters())]
-        dtype = self.unet.out[2].weight.dtype
+        dtype = self.unet.dtype
         key = (device, dtype, *((id(weight), 0 if weight.is_inference() else weight._version) for weight in used))
         if self._prepared is None or self._prepared[0] != key:
             context = self.context[None].to(device, dtype)
@@ -95,19 +95,16 @@ def widened(model: Geo4D, modalities: tuple[Modality, ...]) -> Geo4D:
     rows = [size * modalities.index(name) + channel for name in old.modalities for channel in range(size)]
     video = range(config.unet.out_channels, config.unet.in_channels)
     state = model.state_dict()
-    first = torch.zeros_like(wide.unet.input_blocks[0][0].weight)
-    first[:, [*rows, *video]] = state["unet.input_blocks.0.0.weight"].to(first)
-    state["unet.input_blocks.0.0.weight"] = first
+    entrance = "unet.input_blocks.0.0.weight"
+    first = torch.zeros_like(wide.state_dict()[entrance])
+    first[:, [*rows, *video]] = state[entrance].to(first)
+    state[entrance] = first
     for name in ("unet.out.2.weight", "unet.out.2.bias"):
         last = torch.zeros_like(wide.state_dict()[name])
         last[rows] = state[name].to(last)
         state[name] = last
     wide.load_state_dict(state)
     return wide.to(next(model.parameters()).device)
-
-
-def _attends(module: nn.Module) -> bool:
-    return isinstance(module, SpatialTransformer)
 
 
 def _drop(module: nn.Module, *names: str) -> None:

@@ -166,9 +166,9 @@ class Observer:
 
     def _rays(self, stacked: dict[str, Tensor]) -> tuple[Float[Tensor, "T h w 3"], Float[Tensor, "T h w 3"]]:
         """Rays at every k-th pixel of the video, k as large as the size allows; they vary slowly."""
-        maps = (self.fit.smooth(stacked[name].mean(0)) for name in ("ray_direction", "ray_moment"))
+        direction, moment = (self.fit.smooth(stacked[name].mean(0)) for name in ("ray_direction", "ray_moment"))
+        direction, moment = rep.read_rays(direction, moment, self.model.config.moment_gain)
         every = ray_spacing(self.video.size)
-        direction, moment = rep.read_rays(*maps, self.model.config.moment_gain)
         return direction[:, ::every, ::every].contiguous(), moment[:, ::every, ::every].contiguous()
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
-from worldline.io.tensors import WeightsError
 from worldline.scene import Provenance, Scene4D, Video
 from worldline.systems.geo4d import pretrained
 from worldline.systems.geo4d.infer import InferConfig, infer
 from worldline.systems.geo4d.networks import Geo4D
 from worldline.systems.system import Loading, Options
+
+MINI_CHECKPOINT = Path(__file__).with_name("weights") / "mini.safetensors"
+"""The embedded checkpoint; its JSON lies beside it."""
 
 MINI_MAX_PIXELS = 48 * 80
 """Larger frames are shrunk to this for the small networks, which have only seen small pictures."""
@@ -69,15 +71,14 @@ class Geo4DSystem:
 
 
 def load_mini(loading: Loading) -> Geo4DSystem:
-    """A small model from a checkpoint file written by `worldline train geo4d-mini`; none is embedded yet.
+    """The embedded small model, or another checkpoint file written by `worldline train geo4d-mini`.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        WeightsError: none is given, or it is damaged or does not fit.
+        WeightsError: it is damaged or does not fit.
     """
-    if loading.weights is None:
-        raise WeightsError("geo4d-mini has no embedded weights; train some with `worldline train geo4d-mini`.")
-    loaded = pretrained.load_file(Path(loading.weights), dtype=loading.dtype or torch.float32)
+    path = MINI_CHECKPOINT if loading.weights is None else Path(loading.weights)
+    loaded = pretrained.load_file(path, dtype=loading.dtype or torch.float32)
     return Geo4DSystem(
         name="geo4d-mini",
         model=loaded.model.to(loading.device),

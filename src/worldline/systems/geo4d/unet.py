@@ -39,6 +39,11 @@ def embedding_mlp(channels: int) -> nn.Sequential:
 class TemporalConvolutions(nn.Module):
     """x plus four convolutions over time, the last one starting at zero."""
 
+    conv1: nn.Sequential
+    conv2: nn.Sequential
+    conv3: nn.Sequential
+    conv4: nn.Sequential
+
     def __init__(self, channels: int, dropout: float, norm_groups: int):
         super().__init__()
         for index in range(1, 5):
@@ -172,6 +177,11 @@ class Geo4DUNet(nn.Module):
                 blocks.append(nn.ModuleList(layers))
         return nn.ModuleList(blocks)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return next(self.parameters()).dtype
+
     def split_context(self, context: Float[Tensor, "B N D"], frames: int) -> Context:
         """Text tokens for all frames, then each frame's own image tokens; N = text + image tokens * frames."""
         text, image = context.split([self.config.text_tokens, context.shape[1] - self.config.text_tokens], dim=1)
@@ -186,7 +196,7 @@ class Geo4DUNet(nn.Module):
         """Keys and values of every layer that attends to the context, in order of use."""
         split = self.split_context(context, frames)
         layers = [module for module in self.modules() if isinstance(module, SpatialTransformer)]
-        return [layer.transformer_blocks[0].attn2.keys_values(split) for layer in layers]
+        return [layer.cross_attention.keys_values(split) for layer in layers]
 
     def forward(
         self,
@@ -212,7 +222,7 @@ class Geo4DUNet(nn.Module):
                 f"Latents of {height}x{width} must be multiples of {self.config.multiple}; pad the frames."
             )
         cache = iter(context if isinstance(context, list) else self.context_cache(context, frames))
-        dtype = self.time_embed[0].weight.dtype
+        dtype = self.dtype
         embedding = self.time_embed(sinusoid(timestep, self.config.model_channels).to(dtype))
         embedding = embedding + self.fps_embedding(sinusoid(fps, self.config.model_channels).to(dtype))
         embedding = embedding.repeat_interleave(frames, dim=0)
