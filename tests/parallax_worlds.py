@@ -166,3 +166,23 @@ def true_r(scene: World, t: int) -> np.ndarray:
 def camera_state(scene: World) -> FlowState:
     """The true cameras."""
     return scene.state(scene.matches((1,), count=4))
+
+
+def frames_of(scene: World, seed: int = 0) -> list[np.ndarray]:
+    """Grey frames that the flow really maps onto each other: noise of frame 0, carried along."""
+    rng = np.random.default_rng(seed)
+    first = rng.integers(0, 255, scene.size).astype(np.float32)
+    frames = [first]
+    height, width = scene.size
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    import cv2
+
+    first = cv2.GaussianBlur(first, (0, 0), 1.5)
+    first = (first - first.min()) / np.ptp(first) * 255
+    frames = [first.astype(np.uint8)]
+    pixels = np.stack([x, y], -1).reshape(-1, 2).astype(np.float64)
+    for t in range(1, scene.frames):
+        source = scene.goal(t, 0, pixels).reshape(height, width, 2).astype(np.float32)
+        warped = cv2.remap(first.astype(np.float32), source[..., 0], source[..., 1], cv2.INTER_LINEAR, borderMode=2)
+        frames.append(warped.astype(np.uint8))
+    return frames

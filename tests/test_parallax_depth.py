@@ -7,7 +7,7 @@ import pytest
 from scipy.sparse import diags, identity, kron
 from scipy.sparse.linalg import spsolve
 
-from parallax_worlds import World, camera_state, true_r, uniform, world
+from parallax_worlds import World, camera_state, frames_of, true_r, uniform, world
 from worldline.align.flow_adjust import R_MIN, FlowState
 from worldline.systems.parallax.dense import (
     DenseConfig,
@@ -170,29 +170,9 @@ def moving() -> tuple[World, FlowPairs, FlowState, np.ndarray]:
     return scene, scene.pairs((1, -1, 2, -2, 4, -4)), camera_state(scene), mask
 
 
-def frames_of(scene: World, pairs: FlowPairs, seed: int = 0) -> list[np.ndarray]:
-    """Grey frames that the flow really maps onto each other: noise of frame 0, carried along."""
-    rng = np.random.default_rng(seed)
-    first = rng.integers(0, 255, scene.size).astype(np.float32)
-    frames = [first]
-    height, width = scene.size
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    import cv2
-
-    first = cv2.GaussianBlur(first, (0, 0), 1.5)
-    first = (first - first.min()) / np.ptp(first) * 255
-    frames = [first.astype(np.uint8)]
-    pixels = np.stack([x, y], -1).reshape(-1, 2).astype(np.float64)
-    for t in range(1, scene.frames):
-        source = scene.goal(t, 0, pixels).reshape(height, width, 2).astype(np.float32)
-        warped = cv2.remap(first.astype(np.float32), source[..., 0], source[..., 1], cv2.INTER_LINEAR, borderMode=2)
-        frames.append(warped.astype(np.uint8))
-    return frames
-
-
 def test_the_mover_scores_and_the_static_world_does_not(moving) -> None:
     scene, pairs, state, mask = moving
-    gray = frames_of(scene, pairs)
+    gray = frames_of(scene)
     config = MaskConfig()
     scores = np.stack([motion_score(gray, pairs, state, t, true_r(scene, t), config) for t in range(6)])
     import cv2

@@ -252,3 +252,15 @@ def test_real_sequences_with_known_intrinsics(
     assert 100 * error / trajectory.path_length(truth.cameras.cam2world) < path_percent
     if full is not None and half is not None:
         assert depth_error(scene, truth) < full and depth_error(scene, truth, 0.5) < half
+
+
+def test_refinement_can_be_switched_off_and_put_on_any_system(truth: Scene4D) -> None:
+    from worldline import api
+
+    clip = truth.video.select(slice(0, 4))
+    alone = api.reconstruct(clip, refine="none")
+    refined = api.reconstruct(clip, system=api.AUTO_PRIOR, refine="parallax")
+    assert alone.provenance.system == api.AUTO_PRIOR and "parallax_px" not in alone.provenance.report
+    assert refined.provenance.system == f"parallax+{api.AUTO_PRIOR}" and "parallax_px" in refined.provenance.report
+    with pytest.raises(ValueError, match="no refinement 'more'"):
+        api.reconstruct(clip, refine="more")

@@ -36,6 +36,7 @@ AUTO = "auto"
 PICTURE_SYSTEM = "more4d-mini"
 AUTO_PRIOR = "motioncrafter-mini"
 PARALLAX = "parallax"
+REFINE = ("auto", PARALLAX, "none")
 SMALLEST_SIDE_PX = 16
 
 
@@ -57,6 +58,7 @@ def reconstruct(
     seed: int = 0,
     weights: str | None = None,
     accept_license: bool = False,
+    refine: str = "auto",
     focal_px: float | None = None,
     priors: Priors | PriorFiles | None = None,
     resume_beside: str | Path | None = None,
@@ -73,6 +75,8 @@ def reconstruct(
         device: "auto" (CUDA, else MPS, else CPU) or a torch device.
         seed: for systems that draw random numbers.
         weights, accept_license: folder or hub repository of other weights, and whether their licence is accepted.
+        refine: "parallax" takes the depth of any system as the prior of the parallax system; "none" leaves a system's
+            scene as it is, for system "auto" that of its network; "auto": parallax for system "auto", none for others.
         focal_px: known focal length, in pixels of the source; principal point at its centre.
         priors: known intrinsics, poses, masks or scale, at the size worked at; or files of them, as of the original.
         resume_beside: output path; finished windows are kept beside it so that an interrupted run resumes.
@@ -83,7 +87,9 @@ def reconstruct(
         FileNotFoundError: if there is no such video or no such weights.
     """
     # 1. What runs, and where.
-    started, entry = time.perf_counter(), of_kind(PARALLAX if system == AUTO else system, "video")
+    started, prior = time.perf_counter(), of_kind(AUTO_PRIOR if system == AUTO else system, "video")
+    refined = _refined(system, refine)
+    entry = card(PARALLAX) if refined else prior
     loading = Loading(device=choose_device(device), weights=weights, accept_license=accept_license)
     # 2. The frames, at the size the system works at, and what is known about them.
     source = video.size if isinstance(video, Video) else VideoReader(video).size
@@ -93,19 +99,28 @@ def reconstruct(
         given = given.read(clip, source, parse_frames(frames) if isinstance(frames, str) else frames)
     known = _with_focal(given, focal_px, source, clip.size)
     chosen: dict[str, Any] = {"window": window, "overlap": overlap, "seed": seed}
-    settings = _settings(video, clip, system=system, frames=str(frames), focal_px=focal_px, weights=weights, **chosen)
+    chosen_system = {"system": system, "refine": refine, "weights": weights}
+    settings = _settings(video, clip, **chosen_system, frames=str(frames), focal_px=focal_px, **chosen)
     settings |= {"priors": repr(priors)} if isinstance(priors, PriorFiles) else {}
     # 3. The scene, and how it was made.
     cache = None if resume_beside is None else PartialRun(Path(resume_beside), settings)
     options = Options(priors=known, cache=cache, progress=progress, **chosen)
-    scene = run_system(entry if system != AUTO else None, clip, loading, options)
+    scene = (
+        prior_and_parallax(clip, loading, options, prior) if refined else _reconstruct(entry, clip, loading, options)
+    )
     return replace(scene, provenance=_provenance(scene, settings, started))
 
 
-def run_system(entry: Card | None, clip: Video, loading: Loading, options: Options) -> Scene4D:
-    """The scene by one system, or by the default combination when none is named."""
-    if entry is None:
-        return prior_and_parallax(clip, loading, options)
+def _refined(system: str, refine: str) -> bool:
+    """Whether the parallax system takes the chosen system's depth as its prior."""
+    if refine not in REFINE:
+        raise ValueError(f"There is no refinement '{refine}'; choose one of: {', '.join(REFINE)}.")
+    if refine == "auto":
+        return system == AUTO
+    return refine == PARALLAX and system != PARALLAX
+
+
+def _reconstruct(entry: Card, clip: Video, loading: Loading, options: Options) -> Scene4D:
     return _video_system(entry, loading).reconstruct(clip, options)
 
 
@@ -115,13 +130,14 @@ def _video_system(entry: Card, loading: Loading) -> VideoSystem:
     return loaded
 
 
-def prior_and_parallax(clip: Video, loading: Loading, options: Options) -> Scene4D:
-    """The default system: what the embedded network believes, corrected by the parallax it can be checked against.
+def prior_and_parallax(clip: Video, loading: Loading, options: Options, prior: Card | None = None) -> Scene4D:
+    """The default system: what a network believes, corrected by the parallax it can be checked against.
 
     Args:
         clip: the frames, at the size to work at.
-        loading: where the network runs.
+        loading: where the network runs, and its weights.
         options: as for any system; windows are the network's.
+        prior: the network's system; default the best embedded one.
 
     Returns:
         The parallax system's scene, with depth it cannot see filled in from the network.
@@ -130,9 +146,9 @@ def prior_and_parallax(clip: Video, loading: Loading, options: Options) -> Scene
     from worldline.systems.parallax.infer import ParallaxConfig, infer
 
     # 1. The network's world, at the size it was trained for.
-    entry = card(AUTO_PRIOR)
+    entry = prior or card(AUTO_PRIOR)
     small = _frames(clip, None, working_size(clip.size, entry))
-    network = _video_system(entry, replace(loading, weights=None)).reconstruct(small, replace(options, priors=Priors()))
+    network = _reconstruct(entry, small, loading, replace(options, priors=Priors()))
     # 2. Its depth as a prior, each frame up to scale.
     depth = scene_depth(network).where(network.valid, torch.nan)
     # 3. Cameras, depth and motion from flow, with that prior where flow says nothing.
@@ -146,7 +162,7 @@ def prior_and_parallax(clip: Video, loading: Loading, options: Options) -> Scene
     )
     made_by = replace(
         scene.provenance,
-        system=f"parallax+{AUTO_PRIOR}",
+        system=f"{PARALLAX}+{entry.name}",
         weights_sha256=network.provenance.weights_sha256,
     )
     return replace(scene, provenance=made_by)

@@ -61,6 +61,8 @@ class Reconstruct:
     """Folder or hub repository of other weights."""
     accept_license: bool = False
     """Accept the licence of published weights."""
+    refine: str = "auto"
+    """parallax corrects the depth of any system by what optical flow shows; none leaves it; auto: only for auto."""
     overwrite: bool = False
     """Replace an existing scene once the new one is complete."""
     json: bool = False
@@ -94,6 +96,7 @@ def run(args: Reconstruct) -> int:
                 seed=args.seed,
                 weights=args.weights,
                 accept_license=args.accept_license,
+                refine=args.refine,
                 resume_beside=args.out,
                 progress=progress,
             )
@@ -139,6 +142,7 @@ def known(args: Reconstruct) -> PriorFiles | None:
         intrinsics=args.intrinsics,
         distortion=args.distortion,
         poses=args.poses,
+        every_pose=args.poses is not None and args.system in ("auto", "parallax"),
         static_camera=args.static_camera,
         zoom=args.zoom,
         masks=args.masks,
