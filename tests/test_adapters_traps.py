@@ -205,8 +205,20 @@ def test_a_record_with_a_wrong_check_sum_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(DamagedFile, match="check sum"):
         sequence.whole()
     path.write_bytes(data[:-100])
+    (sequence,) = sequences("kubric", tmp_path) or []
     with pytest.raises(DamagedFile, match="cut off"):
-        sequences("kubric", tmp_path)
+        sequence.whole()
+
+
+def test_one_damaged_list_does_not_hide_the_other_sequences(tmp_path: Path) -> None:
+    _, one = written("tapvid3d", tmp_path)
+    (path,) = tmp_path.rglob("*.npz")
+    path.with_name("another.npz").write_bytes(path.read_bytes()[:500])
+    broken, whole = sequences("tapvid3d", tmp_path) or []
+    assert len(whole.whole()) == len(one.truth.depth)
+    with pytest.raises(DamagedFile) as caught:
+        broken.read(0, broken.frames)
+    assert caught.value.path == path.with_name("another.npz")
 
 
 def test_varints_of_all_lengths() -> None:

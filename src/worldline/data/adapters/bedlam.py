@@ -19,7 +19,7 @@ from torch import Tensor
 
 from worldline.data import clips
 from worldline.data.adapters import assemble, containers, decode, encodings, reprojection
-from worldline.data.clips import DamagedFile, Sequence
+from worldline.data.clips import DamagedFile, Sequence, reading
 from worldline.geometry import pose
 from worldline.scene import Scene4D
 
@@ -37,12 +37,17 @@ def sequences(root: Path) -> Iterator[Sequence]:
     if not tables:
         raise FileNotFoundError(f"No ground_truth/camera/*_camera.csv below {root}; give the root of BEDLAM.")
     for table in tables:
-        name, base = table.name.removesuffix("_camera.csv"), table.parents[2]
-        rows = decode.one(read_table, table)
-        rows = [row for row in rows if (base / "png" / name / _image(row)).exists()]
-        title = f"{decode.name_of(base, root)}/{name}"
-        read = partial(_read, base, name, title, rows)
-        yield Sequence(name=title, frames=len(rows), read=read, facts={"synthetic": True})
+        name = table.name.removesuffix("_camera.csv")
+        title = f"{decode.name_of(table.parents[2], root)}/{name}"
+        yield from decode.listed(title, _listed, table, name, title)
+
+
+def _listed(table: Path, name: str, title: str) -> Iterator[Sequence]:
+    base = table.parents[2]
+    with reading(table):
+        rows = [row for row in read_table(table) if (base / "png" / name / _image(row)).exists()]
+    read = partial(_read, base, name, title, rows)
+    yield Sequence(name=title, frames=len(rows), read=read, facts={"synthetic": True})
 
 
 def convert(root: Path) -> Iterator[Scene4D]:

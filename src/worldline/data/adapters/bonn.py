@@ -33,9 +33,13 @@ EVIDENCE = 17  # frames decoded for the decision
 def sequences(root: Path) -> Iterator[Sequence]:
     """One per folder below root with rgb.txt, depth.txt and groundtruth.txt."""
     for folder in tum.folders(root):
-        matches = tum.match(folder)
-        read = partial(_read, folder, matches)
-        yield Sequence(name=decode.name_of(folder, Path(root)), frames=len(matches.images), read=read)
+        name = decode.name_of(folder, Path(root))
+        yield from decode.listed(name, _listed, folder, name)
+
+
+def _listed(folder: Path, name: str) -> Iterator[Sequence]:
+    matches = tum.match(folder)
+    yield Sequence(name=name, frames=len(matches.images), read=partial(_read, folder, matches))
 
 
 def convert(root: Path) -> Iterator[Scene4D]:

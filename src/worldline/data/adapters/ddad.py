@@ -32,11 +32,16 @@ def sequences(root: Path) -> Iterator[Sequence]:
     if not tables:
         raise FileNotFoundError(f"No scene_*.json below {root}; give the root of a DGP dataset such as DDAD.")
     for table in tables:
-        samples = decode.one(_samples, table)
-        for camera in sorted({name for sample in samples for name, datum in sample.items() if "image" in datum}):
-            chosen = [sample for sample in samples if camera in sample]
-            name = f"{decode.name_of(table.parent, root)}/{camera}"
-            yield Sequence(name=name, frames=len(chosen), read=partial(_read, table.parent, camera, name, chosen))
+        scene = decode.name_of(table.parent, root)
+        yield from decode.listed(scene, _listed, table, scene)
+
+
+def _listed(table: Path, scene: str) -> Iterator[Sequence]:
+    samples = decode.one(_samples, table)
+    for camera in sorted({name for sample in samples for name, datum in sample.items() if "image" in datum}):
+        chosen = [sample for sample in samples if camera in sample]
+        name = f"{scene}/{camera}"
+        yield Sequence(name=name, frames=len(chosen), read=partial(_read, table.parent, camera, name, chosen))
 
 
 def convert(root: Path) -> Iterator[Scene4D]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from worldline.data.clips import DamagedFile, reading
+from worldline.data.clips import DamagedFile, Sequence, reading
+from worldline.scene import Scene4D
 
 Found = TypeVar("Found")
 
@@ -39,6 +41,21 @@ def stack(reader: Callable[..., Tensor], paths: Iterable[Path], *arguments: Any)
             )
         found.append(value)
     return torch.stack(found)
+
+
+def listed(name: str, part: Callable[..., Iterable[Sequence]], *arguments: Any) -> Iterator[Sequence]:
+    """The sequences of one part of a data set; a damaged list gives one sequence that says so when it is read.
+
+    So a data set is converted up to its damaged files, which are reported with the others.
+    """
+    try:
+        yield from part(*arguments)
+    except DamagedFile as error:
+        yield Sequence(name=name, frames=1, read=partial(_refuse, error), cuttable=False)
+
+
+def _refuse(error: DamagedFile, start: int, stop: int) -> Scene4D:
+    raise error
 
 
 def same_size(path: Path, value: Tensor, size: tuple[int, int]) -> Tensor:

@@ -33,14 +33,19 @@ def sequences(root: Path) -> Iterator[Sequence]:
         raise FileNotFoundError(f"No frame_annotations_*.jgz below {root}; give the root of Dynamic Replica.")
     for table in tables:
         split = table.name.removeprefix("frame_annotations_").removesuffix(".jgz")
-        groups: dict[tuple[str, str], list[Any]] = {}
-        for frame in decode.one(containers.read_json, table):
+        yield from decode.listed(split, _listed, table, split)
+
+
+def _listed(table: Path, split: str) -> Iterator[Sequence]:
+    groups: dict[tuple[str, str], list[Any]] = {}
+    with reading(table):
+        for frame in containers.read_json(table):
             groups.setdefault((frame["sequence_name"], str(frame["camera_name"])), []).append(frame)
-        for (name, view), frames in sorted(groups.items()):
-            frames.sort(key=lambda frame: frame["frame_number"])
-            title = f"{split}/{name}/{view}"
-            read = partial(_read, table.parent, title, frames)
-            yield Sequence(name=title, frames=len(frames), read=read, facts={"synthetic": True, "split": split})
+    for (name, view), frames in sorted(groups.items()):
+        frames.sort(key=lambda frame: frame["frame_number"])
+        title = f"{split}/{name}/{view}"
+        read = partial(_read, table.parent, title, frames)
+        yield Sequence(name=title, frames=len(frames), read=read, facts={"synthetic": True, "split": split})
 
 
 def convert(root: Path) -> Iterator[Scene4D]:

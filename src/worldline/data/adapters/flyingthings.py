@@ -38,10 +38,14 @@ def sequences(root: Path) -> Iterator[Sequence]:
     frames = encodings.require(root / "frames_cleanpass")
     for left in sorted(path for path in frames.rglob("left") if path.is_dir()):
         scene = left.parent.relative_to(frames)
-        poses = decode.one(read_cameras, root / "camera_data" / scene / "camera_data.txt")
-        numbers = [path.stem for path in sorted(left.glob("*.png")) if int(path.stem) in poses]
-        read = partial(_read, root, scene, numbers)
-        yield Sequence(name=scene.as_posix(), frames=len(numbers), read=read, facts={"synthetic": True})
+        yield from decode.listed(scene.as_posix(), _listed, root, scene, left)
+
+
+def _listed(root: Path, scene: Path, left: Path) -> Iterator[Sequence]:
+    poses = decode.one(read_cameras, root / "camera_data" / scene / "camera_data.txt")
+    numbers = [path.stem for path in sorted(left.glob("*.png")) if int(path.stem) in poses]
+    read = partial(_read, root, scene, numbers)
+    yield Sequence(name=scene.as_posix(), frames=len(numbers), read=read, facts={"synthetic": True})
 
 
 def convert(root: Path) -> Iterator[Scene4D]:

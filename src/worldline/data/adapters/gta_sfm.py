@@ -33,10 +33,13 @@ def sequences(root: Path) -> Iterator[Sequence]:
     if not files:
         raise FileNotFoundError(f"No .hdf5 file below {root}; give the root of GTA-SfM.")
     for path in files:
-        numbers = decode.one(_numbers, path)
         name = path.relative_to(root).with_suffix("").as_posix()
-        read = partial(_read, path, name, numbers)
-        yield Sequence(name=name, frames=len(numbers), read=read, facts={"synthetic": True})
+        yield from decode.listed(name, _listed, path, name)
+
+
+def _listed(path: Path, name: str) -> Iterator[Sequence]:
+    numbers = decode.one(_numbers, path)
+    yield Sequence(name=name, frames=len(numbers), read=partial(_read, path, name, numbers), facts={"synthetic": True})
 
 
 def convert(root: Path) -> Iterator[Scene4D]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worldline.data import clips
 from worldline.data.adapters import assemble, decode, encodings, kitti
-from worldline.data.clips import Sequence
+from worldline.data.clips import Sequence, reading
 from worldline.scene import Scene4D
 
 FPS = 10.0
@@ -35,15 +35,19 @@ def sequences(root: Path) -> Iterator[Sequence]:
     if not tables:
         raise FileNotFoundError(f"{root} has neither poses/*.txt nor image_l; give the root of KITTI odometry.")
     for table in tables:
-        folder = root / "sequences" / table.stem
-        view = next((name for name in ("image_2", "image_0") if (folder / name).is_dir()), None)
-        if view is None:
-            continue
-        found = decode.one(kitti.read_calibration, folder / "calib.txt")
+        yield from decode.listed(table.stem, _listed, table, root / "sequences" / table.stem)
+
+
+def _listed(table: Path, folder: Path) -> Iterator[Sequence]:
+    view = next((name for name in ("image_2", "image_0") if (folder / name).is_dir()), None)
+    if view is None:
+        return
+    found = decode.one(kitti.read_calibration, folder / "calib.txt")
+    with reading(folder / "calib.txt"):
         projections = [found[f"P{number}"].reshape(3, 4) for number in (view[-1], int(view[-1]) + 1)]
-        poses = decode.one(encodings.read_kitti_poses, table)
-        images = sorted((folder / view).glob("*.png"))[: len(poses)]
-        yield Sequence(name=table.stem, frames=len(images), read=partial(_read, table.stem, images, poses, projections))
+    poses = decode.one(encodings.read_kitti_poses, table)
+    images = sorted((folder / view).glob("*.png"))[: len(poses)]
+    yield Sequence(name=table.stem, frames=len(images), read=partial(_read, table.stem, images, poses, projections))
 
 
 def convert(root: Path) -> Iterator[Scene4D]:

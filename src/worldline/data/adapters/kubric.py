@@ -43,15 +43,20 @@ def sequences(root: Path) -> Iterator[Sequence]:
             name=name, frames=count, read=partial(_read_folder, path.parent, name), facts={"synthetic": True}
         )
     for path in sorted(path for path in root.rglob("*.tfrecord*") if path.is_file()):
-        found = True
-        with reading(path):
-            for number, (offset, length) in enumerate(tfrecord.records(path)):
-                name = f"{path.relative_to(root)}/{number:06d}"
-                count = int(tfrecord.peek(path, offset, length, ("metadata/num_frames",))["metadata/num_frames"][0])
-                read = partial(_read_record, path, offset, length, name)
-                yield Sequence(name=name, frames=count, read=read, facts={"synthetic": True})
+        found, name = True, path.relative_to(root).as_posix()
+        yield from decode.listed(name, _listed, path, name)
     if not found:
         raise FileNotFoundError(f"{root} has neither */metadata.json with rgba_00000.png nor *.tfrecord*.")
+
+
+def _listed(path: Path, file: str) -> Iterator[Sequence]:
+    """The records of a file; those before damage are there."""
+    with reading(path):
+        for number, (offset, length) in enumerate(tfrecord.records(path)):
+            name = f"{file}/{number:06d}"
+            count = int(tfrecord.peek(path, offset, length, ("metadata/num_frames",))["metadata/num_frames"][0])
+            read = partial(_read_record, path, offset, length, name)
+            yield Sequence(name=name, frames=count, read=read, facts={"synthetic": True})
 
 
 def convert(root: Path) -> Iterator[Scene4D]:
@@ -66,9 +71,10 @@ def _read_folder(folder: Path, name: str, start: int, stop: int) -> Scene4D:
         motions = _motions(meta["camera"], meta["instances"], start, stop)
     optical = None
     if (folder / "data_ranges.json").exists() and files("forward_flow", ".png")[0].exists():
-        limits = decode.one(containers.read_json, folder / "data_ranges.json")["forward_flow"]
-        stored = decode.stack(encodings.read_rgb16, files("forward_flow", ".png"))[..., :2]
-        optical = _unpack(stored, (limits["min"], limits["max"]))
+        with reading(folder / "data_ranges.json"):
+            limits = containers.read_json(folder / "data_ranges.json")["forward_flow"]
+            span = (float(limits["min"]), float(limits["max"]))
+        optical = _unpack(decode.stack(encodings.read_rgb16, files("forward_flow", ".png"))[..., :2], span)
     return _scene(
         name,
         decode.stack(encodings.read_rgb, files("rgba", ".png")),

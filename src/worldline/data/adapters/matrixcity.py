@@ -36,11 +36,15 @@ def sequences(root: Path) -> Iterator[Sequence]:
     if not tables:
         raise FileNotFoundError(f"No transforms.json below {root}; give the root of MatrixCity.")
     for table in tables:
-        frames = decode.one(containers.read_json, table)["frames"]
-        frames = [frame for frame in frames if _picture(table.parent, frame) is not None]
         name = decode.name_of(table.parent, root)
-        facts = {"synthetic": True, "static": True}
-        yield Sequence(name=name, frames=len(frames), read=partial(_read, table, name, frames), facts=facts)
+        yield from decode.listed(name, _listed, table, name)
+
+
+def _listed(table: Path, name: str) -> Iterator[Sequence]:
+    with reading(table):
+        frames = [frame for frame in containers.read_json(table)["frames"] if _picture(table.parent, frame) is not None]
+    facts = {"synthetic": True, "static": True}
+    yield Sequence(name=name, frames=len(frames), read=partial(_read, table, name, frames), facts=facts)
 
 
 def convert(root: Path) -> Iterator[Scene4D]:

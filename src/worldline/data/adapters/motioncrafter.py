@@ -48,7 +48,11 @@ def sequences(root: Path) -> Iterator[Sequence]:
         raise FileNotFoundError(f"{root} has no {LISTS[0]} and no *{DATA}; give the root of MotionCrafter's clips.")
     for video, data in files:
         name = data.relative_to(root).as_posix().removesuffix(DATA)
-        yield Sequence(name=name, frames=decode.one(_count, data), read=partial(_read, video, data, name))
+        yield from decode.listed(name, _listed, video, data, name)
+
+
+def _listed(video: Path, data: Path, name: str) -> Iterator[Sequence]:
+    yield Sequence(name=name, frames=decode.one(_count, data), read=partial(_read, video, data, name))
 
 
 def convert(root: Path) -> Iterator[Scene4D]:

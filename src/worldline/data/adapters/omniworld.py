@@ -33,12 +33,18 @@ def sequences(root: Path) -> Iterator[Sequence]:
     if not tables:
         raise FileNotFoundError(f"No split_info.json below {root}; give the root of OmniWorld-Game.")
     for table in tables:
-        folder = table.parent
-        for part, frames in enumerate(decode.one(containers.read_json, table)["split"]):
-            if not (folder / "camera" / f"split_{part}.json").exists():
-                continue
-            name = f"{decode.name_of(folder, root)}/split_{part}"
-            read = partial(_read, folder, part, name, list(frames))
+        scene = decode.name_of(table.parent, root)
+        yield from decode.listed(scene, _listed, table, scene)
+
+
+def _listed(table: Path, scene: str) -> Iterator[Sequence]:
+    folder = table.parent
+    with reading(table):
+        parts = [list(frames) for frames in containers.read_json(table)["split"]]
+    for part, frames in enumerate(parts):
+        if (folder / "camera" / f"split_{part}.json").exists():
+            name = f"{scene}/split_{part}"
+            read = partial(_read, folder, part, name, frames)
             yield Sequence(name=name, frames=len(frames), read=read, facts={"synthetic": True})
 
 

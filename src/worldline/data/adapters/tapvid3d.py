@@ -28,17 +28,19 @@ FPS = 30.0
 
 def sequences(root: Path) -> Iterator[Sequence]:
     """One per .npz file with visibility below root."""
-    root, found = Path(root), False
-    for path in sorted(root.rglob("*.npz")):
-        shapes = decode.one(inert.npz_shapes, path)
-        if "visibility" not in shapes:
-            continue
-        found, name = True, path.relative_to(root).with_suffix("").as_posix()
-        yield Sequence(name=name, frames=shapes["visibility"][0], read=partial(_read, path, name))
-    if not found:
-        raise FileNotFoundError(
-            f"No .npz with visibility below {root}; generate TAPVid-3D first (its README says how)."
-        )
+    root = Path(root)
+    files = sorted(root.rglob("*.npz"))
+    if not files:
+        raise FileNotFoundError(f"No .npz below {root}; generate TAPVid-3D first (its README says how).")
+    for path in files:
+        name = path.relative_to(root).with_suffix("").as_posix()
+        yield from decode.listed(name, _listed, path, name)
+
+
+def _listed(path: Path, name: str) -> Iterator[Sequence]:
+    with reading(path):
+        frames = inert.npz_shapes(path)["visibility"][0]
+    yield Sequence(name=name, frames=frames, read=partial(_read, path, name))
 
 
 def convert(root: Path) -> Iterator[Scene4D]:

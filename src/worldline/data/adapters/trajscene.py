@@ -68,7 +68,11 @@ def sequences(root: Path) -> Iterator[Sequence]:
         raise FileNotFoundError(f"No *{PICKLE} or *{SUFFIX} below {root}; unpack TrajScene's archives there first.")
     for base in sorted(found):
         name = base.relative_to(root).as_posix()
-        yield Sequence(name=name, frames=_count(base), read=partial(_read, base, name), cuttable=False)
+        yield from decode.listed(name, _listed, base, name)
+
+
+def _listed(base: Path, name: str) -> Iterator[Sequence]:
+    yield Sequence(name=name, frames=_count(base), read=partial(_read, base, name), cuttable=False)
 
 
 def convert(root: Path) -> Iterator[Scene4D]:

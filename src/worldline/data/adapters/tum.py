@@ -17,7 +17,7 @@ from torch import Tensor
 
 from worldline.data import clips
 from worldline.data.adapters import assemble, decode, encodings
-from worldline.data.clips import Sequence
+from worldline.data.clips import DamagedFile, Sequence
 from worldline.scene import Scene4D
 
 INTRINSICS = {
@@ -33,10 +33,15 @@ TOLERANCE_SECONDS = 0.02
 def sequences(root: Path) -> Iterator[Sequence]:
     """One per folder below root with rgb.txt, depth.txt and groundtruth.txt."""
     for folder in folders(root):
-        chosen = next((values for name, values in INTRINSICS.items() if name in folder.name), ROS_DEFAULT)
-        matches = match(folder)
-        read = partial(read_range, "tum", folder, assemble.pinhole(*chosen), matches)
-        yield Sequence(name=decode.name_of(folder, Path(root)), frames=len(matches.images), read=read)
+        name = decode.name_of(folder, Path(root))
+        yield from decode.listed(name, _listed, folder, name)
+
+
+def _listed(folder: Path, name: str) -> Iterator[Sequence]:
+    chosen = next((values for key, values in INTRINSICS.items() if key in folder.name), ROS_DEFAULT)
+    matches = match(folder)
+    read = partial(read_range, "tum", folder, assemble.pinhole(*chosen), matches)
+    yield Sequence(name=name, frames=len(matches.images), read=read)
 
 
 def convert(root: Path) -> Iterator[Scene4D]:
@@ -94,7 +99,7 @@ def match(folder: Path) -> Matches:
     """Partners of the images of a sequence.
 
     Raises:
-        ValueError: no image has any.
+        DamagedFile: a list is damaged, or no image has any.
     """
     times, images = decode.one(_listing, folder / "rgb.txt")
     depth_times, depths = decode.one(_listing, folder / "depth.txt")
@@ -102,7 +107,8 @@ def match(folder: Path) -> Matches:
     pairs = zip(nearest_in_time(times, depth_times), nearest_in_time(times, pose_times), strict=True)
     found = [(i, d, p) for i, (d, p) in enumerate(pairs) if d is not None and p is not None]
     if not found:
-        raise ValueError(f"In {folder} no image has depth and a pose within {TOLERANCE_SECONDS} s; check the clocks.")
+        reason = f"no image has depth and a pose within {TOLERANCE_SECONDS} s; check the clocks"
+        raise DamagedFile(folder / "rgb.txt", reason)
     kept = torch.tensor([i for i, _, _ in found])
     return Matches(
         images=[images[i] for i, _, _ in found],
