@@ -1,8 +1,8 @@
 """What one modality says about a whole video by itself: rays give cameras, disparity gives depth, neither the other.
 
 In the objective of the paper (eq. 10) depth and cameras meet only in the term of the points. Without points the rest
-falls apart into two problems that know nothing of each other; both are solved here in closed form, window after window
-over the frames it shares with those before it.
+falls apart into two problems that know nothing of each other; both are solved here window after window, over the frames
+it shares with those before it.
 """
 
 from __future__ import annotations
