@@ -102,6 +102,8 @@ def test_priors_from_files_are_those_of_the_clip(tmp_path: Path) -> None:
     assert (priors.sensor_depth - world.depth[2:9:2]).abs().max() < 1e-3
     assert priors.distance is not None and priors.distance.frame == 1 and priors.distance.first == (5.0, 2.0)
     assert priors.distortion == (0.1, 0.0, 0.0, 0.0) and not priors.shared_focal
+    with pytest.raises(ValueError, match="has no pose for some"):
+        replace(files, every_pose=True).read(every, (48, 72), None)
     odd = PriorFiles(poses=files.poses).read(every.select(slice(2, 6)), (48, 72), slice(2, 6))
     known = odd.known_poses()
     assert known is not None and known.tolist() == [True, False, True, False]

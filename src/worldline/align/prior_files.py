@@ -29,6 +29,7 @@ class PriorFiles:
         intrinsics: fx, fy, cx, cy; pixel centres at integers.
         distortion: OpenCV coefficients k1 k2 p1 p2 [k3] of the original; needs intrinsics.
         poses: text file of rows "frame tx ty tz qx qy qz qw", cam2world with OpenCV axes; frames may be missing.
+        every_pose: the system needs a pose of every frame or none.
         static_camera: one pose for all frames.
         zoom: every frame has a focal of its own.
         masks: folder of pictures, one per frame, brighter than half where something moves.
@@ -41,6 +42,7 @@ class PriorFiles:
     intrinsics: tuple[float, float, float, float] | None = None
     distortion: tuple[float, ...] | None = None
     poses: Path | None = None
+    every_pose: bool = False
     static_camera: bool = False
     zoom: bool = False
     masks: Path | None = None
@@ -60,12 +62,20 @@ class PriorFiles:
             ValueError: a file that cannot be understood, or does not fit the video.
             FileNotFoundError: a file that is not there.
         """
+        if self.distortion is not None and self.intrinsics is None:
+            raise ValueError("Distortion coefficients need the intrinsics they were calibrated with.")
         start, step = (0, 1) if frames is None else (frames.start or 0, frames.step or 1)
         index = [start + step * i for i in range(len(clip))]
+        poses = None if self.poses is None else read_poses(self.poses, index)
+        if poses is not None and self.every_pose and not bool(torch.isfinite(poses).all()):
+            raise ValueError(
+                f"{self.poses} has no pose for some frames, and this system uses poses only when all are known; choose "
+                "one that aligns windows, for instance motioncrafter-mini."
+            )
         return Priors(
             intrinsics=_intrinsics(self.intrinsics, source, clip.size),
             distortion=self.distortion,
-            poses=None if self.poses is None else read_poses(self.poses, index),
+            poses=poses,
             static_camera=self.static_camera,
             moving_mask=None if self.masks is None else _stack(self.masks, index, clip.size, _read_mask),
             sensor_depth=None if self.depth is None else _stack(self.depth, index, clip.size, _read_depth),
