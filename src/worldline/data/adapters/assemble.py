@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -71,27 +71,30 @@ def scene_from_depth(
 
 
 def world_flow(
-    local: Float[Tensor, "T H W 3"],
-    ahead: Float[Tensor, "S H W 3"],
-    known: Bool[Tensor, "S H W"],
+    depth: Float[Tensor, "T H W"],
+    intrinsics: Float[Tensor, "T 3 3"],
     cam2world: Float[Tensor, "T 4 4"],
+    ahead: Callable[[int, Tensor], tuple[Tensor, Tensor]],
 ) -> tuple[Float[Tensor, "T H W 3"], Bool[Tensor, "T H W"]]:
-    """World scene flow of pixels whose next position is known in the next camera, S = T - 1 of them.
+    """World scene flow of pixels whose next position is known in the next camera; frame by frame, in float64.
 
     Args:
-        local: where the pixels' points are, in their camera.
-        ahead: where they are one frame later, in the axes of the next camera.
-        known: where both are known.
+        depth: z-depth, not positive where unknown.
+        intrinsics: pixels.
         cam2world: relative to the first camera.
+        ahead: (t, points [H, W, 3] of frame t in its camera) -> (where they are at t + 1, in the axes of the next
+            camera; [H, W] where that is known). It may read its files.
 
     Returns:
         (flow in the frame of the first camera, where it is known); float32, zero and False in the last frame.
     """
-    flow, valid = torch.zeros(local.shape, dtype=torch.float32), torch.zeros(local.shape[:3], dtype=torch.bool)
+    flow, valid = torch.zeros(*depth.shape, 3), torch.zeros(depth.shape, dtype=torch.bool)
     poses = cam2world.double()
-    for t in range(len(ahead)):
-        moved = pose.transform(poses[t + 1], ahead[t].double()) - pose.transform(poses[t], local[t].double())
-        valid[t] = known[t] & moved.isfinite().all(-1)
+    for t in range(len(depth) - 1):
+        local = pointmap.from_depth(depth[t].double(), intrinsics[t].double())
+        there, known = ahead(t, local)
+        moved = pose.transform(poses[t + 1], there.double()) - pose.transform(poses[t], local)
+        valid[t] = known & (depth[t] > 0) & moved.isfinite().all(-1)
         flow[t] = torch.where(valid[t, ..., None], moved, torch.zeros_like(moved)).float()
     return flow, valid
 

@@ -104,9 +104,8 @@ def _read(root: Path, scene: Path, numbers: list[str], start: int, stop: int) ->
     )
     flow = valid = None
     if (root / "optical_flow" / scene).is_dir() and len(numbers) > 1:
-        ahead, known = _ahead(root, scene, numbers, disparity, k, focal)
-        local = reprojection.points_of(depth, k.expand(len(numbers), 3, 3))
-        flow, valid = assemble.world_flow(local, ahead, known, cam2world)
+        ahead = partial(_ahead, root, scene, numbers, disparity, k, focal)
+        flow, valid = assemble.world_flow(depth, k.expand(len(numbers), 3, 3), cam2world, ahead)
     images = [root / "frames_cleanpass" / scene / "left" / f"{n}.png" for n in numbers]
     return assemble.scene_from_depth(
         dataset="flyingthings",
@@ -123,15 +122,13 @@ def _read(root: Path, scene: Path, numbers: list[str], start: int, stop: int) ->
 
 
 def _ahead(
-    root: Path, scene: Path, numbers: list[str], disparity: Tensor, k: Tensor, focal: float
+    root: Path, scene: Path, numbers: list[str], disparity: Tensor, k: Tensor, focal: float, t: int, local: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Next positions in the next camera, Z' = f / (disparity + change) at the pixel moved by the optical flow."""
-    changes = root / "disparity_change" / scene / "into_future" / "left"
-    flows = root / "optical_flow" / scene / "into_future" / "left"
-    change = decode.stack(encodings.read_pfm, [changes / f"{n}.pfm" for n in numbers[:-1]])
-    names = [flows / f"OpticalFlowIntoFuture_{n}_L.pfm" for n in numbers[:-1]]
-    optical = decode.stack(encodings.read_pfm, names)[..., :2]
-    later = disparity[:-1] + change
-    grid = camera.pixel_grid((disparity.shape[1], disparity.shape[2]), torch.float64)
-    moved = camera.unproject(grid + optical.double(), _depth(later, focal).double(), k)
-    return moved, (disparity[:-1] > 0) & (later > 0) & optical.isfinite().all(-1)
+    name, into = numbers[t], Path(scene) / "into_future" / "left"
+    change = decode.one(encodings.read_pfm, root / "disparity_change" / into / f"{name}.pfm")
+    path = root / "optical_flow" / into / f"OpticalFlowIntoFuture_{name}_L.pfm"
+    optical = decode.one(encodings.read_pfm, path)[..., :2].double()
+    later = disparity[t] + decode.same_size(path, change, (local.shape[0], local.shape[1]))
+    moved = camera.pixel_grid((local.shape[0], local.shape[1]), torch.float64) + optical
+    return camera.unproject(moved, _depth(later, focal).double(), k), (later > 0) & optical.isfinite().all(-1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from worldline.data import clips
-from worldline.data.adapters import assemble, decode, encodings, kitti, reprojection
+from worldline.data.adapters import assemble, decode, encodings, kitti
 from worldline.data.clips import Sequence, reading
 from worldline.geometry import camera
 from worldline.scene import Scene4D
@@ -72,8 +72,8 @@ def _read(base: Path, name: str, start: int, stop: int) -> Scene4D:
     moved = camera.pixel_grid(size, torch.float64) + optical.double()
     ahead = camera.unproject(moved, away(later, known_later), k)
     still = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
-    local = reprojection.points_of(depth, k)
-    flow, valid = assemble.world_flow(local, ahead[None], (known & known_later & known_flow)[None], still)
+    seen = known & known_later & known_flow
+    flow, valid = assemble.world_flow(depth, k.expand(2, 3, 3), still, lambda t, local: (ahead, seen))
     extras = {}
     if file("obj_map").exists():
         ids = decode.one(_ids, file("obj_map"))

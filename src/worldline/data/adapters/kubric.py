@@ -165,27 +165,29 @@ def _scene(
     if int(ids.max()) > len(objects):
         raise DamagedFile(name, f"the segmentation shows object {int(ids.max())}, but there are {len(objects)}")
     depth = reprojection.planar(distance, k.expand(frames, 3, 3))
-    relative = pose.relative_to_first(cam2world)
-    local = reprojection.points_of(depth, k)
-    ahead = torch.zeros(frames - 1, height, width, 3, dtype=torch.float64)
-    for t in range(frames - 1):
-        still = torch.eye(4, dtype=torch.float64)[None]
+    known = (distance > 0) & (distance < FAR)
+    depth = torch.where(known, depth, torch.zeros_like(depth))
+    still = torch.eye(4, dtype=torch.float64)[None]
+    shares: list[float] = []
+
+    def ahead(t: int, local: Tensor) -> tuple[Tensor, Tensor]:
         steps = torch.cat([still, objects[:, t + 1] @ torch.linalg.inv(objects[:, t])])  # world motion of every id
         between = pose.inverse(cam2world[t + 1]) @ steps @ cam2world[t]
-        moved = (between[ids[t]] @ torch.cat([local[t], torch.ones(height, width, 1)], -1)[..., None])[..., 0]
-        ahead[t] = moved[..., :3]
-    known = (distance > 0) & (distance < FAR)
-    flow, valid = assemble.world_flow(local, ahead, known[:-1], relative)
+        moved = (between[ids[t]] @ torch.cat([local, torch.ones(height, width, 1)], -1)[..., None])[..., :3, 0]
+        if optical is not None:
+            uv = optical[t].flip(-1).double()  # rows first in the file
+            shares.append(reprojection.flow_agreement(moved[None], uv[None], known[t][None], k[None], tolerance_px=1.0))
+        return moved, known[t]
+
+    flow, valid = assemble.world_flow(depth, k.expand(frames, 3, 3), pose.relative_to_first(cam2world), ahead)
     settings: dict[str, object] = {"synthetic": True, "first_frame": start}
-    if optical is not None and frames > 1:
-        uv = optical[:-1].flip(-1).double()  # rows first in the file
-        share = reprojection.flow_agreement(ahead, uv, known[:-1], k.expand(frames - 1, 3, 3), tolerance_px=1.0)
-        settings["optical_flow_explained"] = round(share, 4)
+    if shares:
+        settings["optical_flow_explained"] = round(sum(shares) / len(shares), 4)
     return assemble.scene_from_depth(
         dataset="kubric",
         sequence=name,
         images=rgb[..., :3],
-        depth=torch.where(known, depth, torch.zeros_like(depth)),
+        depth=depth,
         intrinsics=k,
         cam2world=cam2world,
         timestamps=assemble.even_times(frames, FPS),

@@ -130,9 +130,8 @@ def _read(video: Path, data: Path, name: str, start: int, stop: int) -> Scene4D:
     flow = flow_valid = None
     if "scene_flow" in found and len(points) > 1:
         known, told = _mask(name, found, valid)
-        moved = found["scene_flow"][:-1].double()
-        local = points.double()
-        flow, flow_valid = assemble.world_flow(local, local[:-1] + moved, known[:-1], cam2world)
+        moved = found["scene_flow"]
+        flow, flow_valid = assemble.world_flow(depth, k, cam2world, lambda t, local: (local + moved[t], known[t]))
         settings |= told
     return assemble.scene_from_depth(
         dataset="motioncrafter",

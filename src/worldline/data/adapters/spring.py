@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from worldline.data import clips
-from worldline.data.adapters import assemble, containers, decode, encodings, reprojection
+from worldline.data.adapters import assemble, containers, decode, encodings
 from worldline.data.clips import Sequence
 from worldline.geometry import camera, pose
 from worldline.scene import Scene4D
@@ -55,8 +55,8 @@ def read_map(path: Path, key: str, size: tuple[int, int]) -> Tensor:
 
 
 def _read(folder: Path, name: str, start: int, stop: int) -> Scene4D:
-    def files(kind: str, suffix: str, last: int = stop) -> list[Path]:
-        return [folder / kind / f"{kind}_{t + 1:04d}{suffix}" for t in range(start, last)]
+    def files(kind: str, suffix: str) -> list[Path]:
+        return [folder / kind / f"{kind}_{t + 1:04d}{suffix}" for t in range(start, stop)]
 
     images = decode.stack(encodings.read_rgb, files("frame_left", ".png"))
     size = (images.shape[1], images.shape[2])
@@ -67,12 +67,16 @@ def _read(folder: Path, name: str, start: int, stop: int) -> Scene4D:
     depth = _depth(decode.stack(read_map, files("disp1_left", ".dsp5"), "disparity", size), k)
     flow = valid = None
     if (folder / "flow_FW_left").is_dir() and (folder / "disp2_FW_left").is_dir() and stop - start > 1:
-        later = decode.stack(read_map, files("disp2_FW_left", ".dsp5", stop - 1), "disparity", size)
-        optical = decode.stack(read_map, files("flow_FW_left", ".flo5", stop - 1), "flow", size)
-        z = _depth(later, k[:-1]).double()
-        ahead = camera.unproject(camera.pixel_grid(size, torch.float64) + optical.double(), z, k[1:])
-        known = (depth[:-1] > 0) & (z > 0) & optical.isfinite().all(-1)
-        flow, valid = assemble.world_flow(reprojection.points_of(depth, k), ahead, known, cam2world)
+        later, moving = files("disp2_FW_left", ".dsp5"), files("flow_FW_left", ".flo5")
+        grid = camera.pixel_grid(size, torch.float64)
+
+        def ahead(t: int, local: Tensor) -> tuple[Tensor, Tensor]:
+            disparity = decode.one(read_map, later[t], "disparity", size)
+            optical = decode.one(read_map, moving[t], "flow", size).double()
+            z = _depth(disparity[None], k[t : t + 1])[0].double()
+            return camera.unproject(grid + optical, z, k[t + 1]), (z > 0) & optical.isfinite().all(-1)
+
+        flow, valid = assemble.world_flow(depth, k, cam2world, ahead)
     return assemble.scene_from_depth(
         dataset="spring",
         sequence=name,

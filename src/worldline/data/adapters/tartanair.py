@@ -24,6 +24,7 @@ from worldline.scene import Scene4D
 CAMERA_FROM_NED = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))
 INTRINSICS = (320.0, 320.0, 320.0, 240.0)
 FPS = 10.0  # nominal: the data set has no times
+EVIDENCE = 8  # frames whose optical flow is compared
 SKY_METRES = 1000.0  # the renderer writes a huge depth (10000) into the sky
 
 
@@ -75,9 +76,11 @@ def _read(folder: Path, name: str, numbers: list[int], start: int, stop: int) ->
         valid = torch.cat([known, torch.zeros_like(known[:1])])
         flow = torch.zeros(*depth.shape, 3)
         relative = pose.relative_to_first(cam2world)
-        to_next = pose.inverse(relative[1:]) @ relative[:-1]
-        ahead = pose.transform(to_next, reprojection.points_of(depth[:-1], k))
-        share = reprojection.flow_agreement(ahead, optical.double(), known, k.expand(len(known), 3, 3), 1.0)
+        count = min(EVIDENCE, len(known))
+        to_next = pose.inverse(relative[1 : count + 1]) @ relative[:count]
+        ahead = pose.transform(to_next, reprojection.points_of(depth[:count], k))
+        flows = optical[:count].double()
+        share = reprojection.flow_agreement(ahead, flows, known[:count], k.expand(count, 3, 3), 1.0)
         settings["optical_flow_explained"] = round(share, 4)
     return assemble.scene_from_depth(
         dataset="tartanair",

@@ -26,6 +26,7 @@ FPS = 10.0
 SKY_CENTIMETRES = 65500
 REACH_METRES = 10.0  # the largest scene flow the png can hold
 TELLING_PX, TELLING_PIXELS = 0.75, 10
+EVIDENCE = 8  # frames looked at for the decision
 FRAMES = ("from camera t to camera t+1", "in camera t, without camera motion", "in the world")
 
 
@@ -74,8 +75,8 @@ def _table(path: Path, number: int) -> Tensor:
 
 
 def _read(variation: Path, view: str, start: int, stop: int) -> Scene4D:
-    def files(kind: str, name: str, last: int = stop) -> list[Path]:
-        return [variation / "frames" / kind / view / name.format(t) for t in range(start, last)]
+    def files(kind: str, name: str) -> list[Path]:
+        return [variation / "frames" / kind / view / name.format(t) for t in range(start, stop)]
 
     number = int(view.removeprefix("Camera_"))
     numbers = decode.one(_table, variation / "intrinsic.txt", number)[start:stop]
@@ -87,14 +88,17 @@ def _read(variation: Path, view: str, start: int, stop: int) -> Scene4D:
     flow = valid = None
     settings: dict[str, object] = {"synthetic": True, "first_frame": start}
     if (variation / "frames" / "forwardSceneFlow" / view).is_dir() and stop - start > 1:
-        moved = decode.stack(read_scene_flow, files("forwardSceneFlow", "sceneFlow_{:05d}.png", stop - 1))
-        optical = None
-        if (variation / "frames" / "forwardFlow" / view).is_dir():
-            optical = decode.stack(read_flow, files("forwardFlow", "flow_{:05d}.png", stop - 1))
-        local = reprojection.points_of(depth, k)
-        ahead, verdict = _ahead(str(variation), local, moved.double(), optical, k, cam2world, depth[:-1] > 0)
-        known = (depth[:-1] > 0) & moved.isfinite().all(-1)
-        flow, valid = assemble.world_flow(local, ahead, known, pose.relative_to_first(cam2world))
+        moves = files("forwardSceneFlow", "sceneFlow_{:05d}.png")
+        flows = (
+            files("forwardFlow", "flow_{:05d}.png") if (variation / "frames" / "forwardFlow" / view).is_dir() else []
+        )
+        verdict = _decide(str(variation), moves, flows, depth, k, cam2world)
+
+        def ahead(t: int, local: Tensor) -> tuple[Tensor, Tensor]:
+            moved = decode.one(read_scene_flow, moves[t]).double()
+            return _readings(local, moved, cam2world[t], cam2world[t + 1])[verdict.chosen], moved.isfinite().all(-1)
+
+        flow, valid = assemble.world_flow(depth, k, pose.relative_to_first(cam2world), ahead)
         settings["scene_flow_frame"] = verdict.record()
     return assemble.scene_from_depth(
         dataset="vkitti2",
@@ -110,28 +114,41 @@ def _read(variation: Path, view: str, start: int, stop: int) -> Scene4D:
     )
 
 
-def _ahead(
-    what: str, local: Tensor, moved: Tensor, optical: Tensor | None, k: Tensor, cam2world: Tensor, known: Tensor
-) -> tuple[Tensor, reprojection.Verdict]:
-    """Next positions in the next camera, under the reading of the scene flow's frame that fits the optical flow."""
-    here, to_next = cam2world[:-1], pose.inverse(cam2world[1:])  # in the world of the data set
-    readings = {
-        FRAMES[0]: local[:-1] + moved,
-        FRAMES[1]: pose.transform(to_next @ here, local[:-1] + moved),
-        FRAMES[2]: pose.transform(to_next, pose.transform(here, local[:-1]) + moved),
+def _readings(local: Tensor, moved: Tensor, here: Tensor, there: Tensor) -> dict[str, Tensor]:
+    """Next positions in the next camera, by the frame that the scene flow is given in."""
+    to_next = pose.inverse(there)
+    return {
+        FRAMES[0]: local + moved,
+        FRAMES[1]: pose.transform(to_next @ here, local + moved),
+        FRAMES[2]: pose.transform(to_next, pose.transform(here, local) + moved),
     }
-    scores: dict[str, tuple[float, ...]] = {}
-    if optical is not None:
-        known = known & optical.isfinite().all(-1) & moved.isfinite().all(-1)
-        masks = [known]
-        # what stands still has no flow in the last two frames of reference alike: only what moves tells them apart
-        apart = camera.project(readings[FRAMES[1]], k[1:]) - camera.project(readings[FRAMES[2]], k[1:])
-        telling = known & (apart.norm(dim=-1) > TELLING_PX)
-        if int(telling.sum()) >= TELLING_PIXELS:
-            masks.append(telling)
-        scores = {
-            name: tuple(reprojection.flow_agreement(ahead, optical.double(), mask, k[1:]) for mask in masks)
-            for name, ahead in readings.items()
-        }
-    verdict = reprojection.decide(f"scene flow of {what}", FRAMES[0], scores)
-    return readings[verdict.chosen], verdict
+
+
+def _decide(
+    what: str, moves: list[Path], flows: list[Path], depth: Tensor, k: Tensor, cam2world: Tensor
+) -> reprojection.Verdict:
+    """The frame of the scene flow under which its first frames project to the optical flow."""
+    count = min(EVIDENCE, len(depth) - 1) if flows else 0
+    found: dict[str, list[Tensor]] = {name: [] for name in FRAMES}
+    optical, known = [], []
+    for t in range(count):
+        moved = decode.one(read_scene_flow, moves[t]).double()
+        optical.append(decode.one(read_flow, flows[t]).double())
+        known.append((depth[t] > 0) & moved.isfinite().all(-1) & optical[t].isfinite().all(-1))
+        local = reprojection.points_of(depth[t : t + 1], k[t])[0]
+        for name, value in _readings(local, moved, cam2world[t], cam2world[t + 1]).items():
+            found[name].append(value)
+    if not count:
+        return reprojection.decide(f"scene flow of {what}", FRAMES[0], {})
+    readings, after = {name: torch.stack(values) for name, values in found.items()}, k[1 : count + 1]
+    masks = [torch.stack(known)]
+    # what stands still has no flow in the last two frames of reference alike: only what moves tells them apart
+    apart = camera.project(readings[FRAMES[1]], after) - camera.project(readings[FRAMES[2]], after)
+    telling = masks[0] & (apart.norm(dim=-1) > TELLING_PX)
+    if int(telling.sum()) >= TELLING_PIXELS:
+        masks.append(telling)
+    scores = {
+        name: tuple(reprojection.flow_agreement(value, torch.stack(optical), mask, after) for mask in masks)
+        for name, value in readings.items()
+    }
+    return reprojection.decide(f"scene flow of {what}", FRAMES[0], scores)
