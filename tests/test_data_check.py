@@ -62,6 +62,11 @@ def test_a_true_scene_passes_every_test(ball: Scene4D) -> None:
     assert all(score is not None and score > 0.98 for score in scores.values()), scores
 
 
+def test_frames_are_spread_over_the_whole_clip() -> None:
+    assert physics._spread(3, 16) == [0, 1, 2] and physics._spread(101, 3) == [0, 50, 100]
+    assert physics._spread(0, 4) == [] and physics._spread(1, 4) == [0] and len(physics._spread(40, 16)) == 16
+
+
 def test_labels_are_what_another_camera_sees() -> None:
     """A wall at 4 m: points at 4 m agree, behind it they are hidden, before it they are looked through."""
     scene = ball_scene(1, (20, 30))

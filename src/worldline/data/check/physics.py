@@ -39,7 +39,7 @@ class CheckConfig:
         pairs: at most so many frame pairs per test, spread over the clip.
         gap: frames between the pairs of the long tests.
         pixels: at most so many pixels per pair, on a regular grid.
-        least_tested: a pair with fewer tested pixels says nothing.
+        least_tested: a pair with fewer tested pixels says nothing; or 2 % of a small image's pixels.
         rest: a point rests if it moves by less than this times its depth per frame.
         images: also compare the images' motion and colours with cameras and points where depth is known.
         passes: score that each test must reach. Wrong conventions stay below 0.6; the worst pairs of the real sequences
@@ -142,15 +142,16 @@ WANTED = {"rgb", "points", "scene_flow"}
 """Arrays that the tests read."""
 
 
-def for_sensor(config: CheckConfig, scene: Scene4D) -> CheckConfig:
-    """The config with the tolerance that the clip's depth sensor needs, if that is larger."""
-    said = scene.provenance.settings.get("depth_tolerance", 0.0)
-    return replace(config, tolerance=max(config.tolerance, float(said)))
+def for_clip(config: CheckConfig, scene: Scene4D) -> CheckConfig:
+    """The config with the tolerance that the clip's sensor needs, and fewer pixels for small images."""
+    said = float(scene.provenance.settings.get("depth_tolerance", 0.0))
+    enough = max(30, scene.size[0] * scene.size[1] // 50)
+    return replace(config, tolerance=max(config.tolerance, said), least_tested=min(config.least_tested, enough))
 
 
 def _check(name: str, length: int, frames: Frames, tracks: PointTracks | None, config: CheckConfig) -> ClipCheck:
     first = frames(0, min(2, length))
-    config = for_sensor(config, first)
+    config = for_clip(config, first)
     if first.cameras is None:
         return ClipCheck(name=name, outcomes=(Outcome(name="cameras", score=None, note="the clip has no cameras"),),
                          passes=config.passes)  # fmt: skip
@@ -169,9 +170,8 @@ def _check(name: str, length: int, frames: Frames, tracks: PointTracks | None, c
 
 def _spread(length: int, wanted: int) -> list[int]:
     """At most `wanted` numbers below `length`, evenly spread, the first and the last among them."""
-    if length <= 0:
-        return []
-    return sorted({round(i * (length - 1) / max(wanted - 1, 1)) for i in range(min(wanted, max(length, 1)))})
+    count = min(wanted, max(length, 0))
+    return sorted({round(i * (length - 1) / max(count - 1, 1)) for i in range(count)})
 
 
 def _cameras(length: int, frames: Frames) -> Outcome:

@@ -30,7 +30,7 @@ def draw(check: ClipCheck, frames: Frames, config: CheckConfig | None = None) ->
         frames: reads the clip's frames.
         config: as for the check.
     """
-    config = physics.for_sensor(config or CheckConfig(), frames(0, 1))
+    config = physics.for_clip(config or CheckConfig(), frames(0, 1))
     worst = check.worst
     t, later = worst.worst if worst is not None and worst.worst is not None else (0, 0)
     first, second = frames(t, t + 1).video.frames[0], frames(later, later + 1).video.frames[0]
