@@ -178,7 +178,7 @@ def test_blocking_13_tracks_and_scenes_are_rendered_from_memory(model: MoRe4D) -
     assert len(video) == 7 and torch.equal(video.frames[5][seen], video.frames[6][seen])
     with pytest.raises(ValueError, match="0 to 4"):
         synthesize(scene, path, None, FAST, times=[9] * 7)
-    assert infer.spread(5, 9) == [0, 0, 1, 2, 2, 2, 3, 4, 4]
+    assert infer.times_of(tracks(5), 9) == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]
 
 
 def test_nearest_filling() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,17 +168,30 @@ def read(
 
     `rename` maps legacy keys to today's. Raises WeightsError for any difference.
     """
+    return dict(stream(files, expected, ignored=ignored, rename=rename, dtype=dtype))
+
+
+def stream(
+    files: Iterable[Path],
+    expected: Shapes,
+    *,
+    ignored: Iterable[str] = (),
+    rename: Callable[[str], str] = lambda key: key,
+    dtype: torch.dtype | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """As `read`, one tensor after the other, so that who puts each in its place never holds two copies of a model.
+
+    Everything is compared, by the headers of all files, before the first tensor comes.
+    """
     from safetensors import safe_open
 
     files, ignored = list(files), tuple(ignored)
     tables = {path: header(path) for path in files}
     found = {rename(key): shape for table in tables.values() for key, shape in table.items()}
     check(files[0].parent.name if files else "?", expected, found, ignored)
-    state: dict[str, Tensor] = {}
     for path, table in tables.items():
         with safe_open(path, framework="pt") as opened:
             for key in table:
                 if rename(key) in expected:
                     value = opened.get_tensor(key)
-                    state[rename(key)] = value.to(dtype) if dtype is not None and value.is_floating_point() else value
-    return state
+                    yield rename(key), value.to(dtype) if dtype is not None and value.is_floating_point() else value

@@ -7,6 +7,7 @@ is left to `huggingface_hub`. A run that finds everything in the cache asks the 
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import logging
@@ -36,6 +37,7 @@ class Weights:
         system: the system they belong to.
         repo: "owner/name" on the hub.
         subfolders: one per model; each holds a config.json and safetensors.
+        files: further files, as patterns inside the repository ("VAE/vae/*.bin"); each must match at least one.
         licence: what must be accepted before use.
         variant: preferred precision in the file names ("fp16"), or None.
         revision: branch, tag or commit.
@@ -48,6 +50,7 @@ class Weights:
     licence: Licence
     variant: str | None = None
     revision: str = "main"
+    files: tuple[str, ...] = ()
     sha256: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -135,6 +138,7 @@ def find(weights: Weights) -> Path | None:
             model_files(folder / subfolder, weights.variant)
             if not (folder / subfolder / "config.json").is_file():
                 return None
+        _stored(weights, folder)
     except (LocalEntryNotFoundError, WeightsError):
         return None
     return folder
@@ -212,14 +216,25 @@ def _check_licence(weights: Weights, accept_license: bool) -> None:
     LOG.warning("Licence of %s accepted (%s): %s %s", weights.repo, licence.name, licence.text, licence.url)
 
 
+def _stored(weights: Weights, folder: Path) -> dict[str, Path]:
+    """Every file with tensors (and every other one that is asked for by name), by its name inside the repository."""
+    stored = {
+        f"{sub}/{path.name}": path for sub in weights.subfolders for path in model_files(folder / sub, weights.variant)
+    }
+    for pattern in weights.files:
+        found = sorted(path for path in folder.glob(pattern) if path.is_file())
+        if not found:
+            raise WeightsError(f"{folder} has no {pattern}; give the folder that holds the files of {weights.repo}.")
+        stored |= {path.relative_to(folder).as_posix(): path for path in found}
+    return stored
+
+
 def _check_local(weights: Weights, folder: Path) -> dict[str, str]:
     hashes = {}
-    for subfolder in weights.subfolders:
-        for path in model_files(folder / subfolder, weights.variant):
-            name = f"{subfolder}/{path.name}"
-            hashes[name] = sha256(path)
-            if weights.sha256.get(name, hashes[name]) != hashes[name]:
-                raise _wrong_hash(path, weights.sha256[name], hashes[name], "use the published file")
+    for name, path in _stored(weights, folder).items():
+        hashes[name] = sha256(path)
+        if weights.sha256.get(name, hashes[name]) != hashes[name]:
+            raise _wrong_hash(path, weights.sha256[name], hashes[name], "use the published file")
     return hashes
 
 
@@ -266,6 +281,13 @@ def _wanted(weights: Weights, paths: list[str]) -> list[str]:
                 f"{where}/config.json is missing on the hub; check --weights, or report it to the owner."
             )
         wanted += [f"{subfolder}/{name}" for name in ["config.json", *choose(names, where, weights.variant)]]
+    for pattern in weights.files:
+        found = [path for path in paths if fnmatch.fnmatchcase(path, pattern) and path.count("/") == pattern.count("/")]
+        if not found:
+            raise WeightsError(
+                f"{weights.repo} on the hub has no {pattern}; check --weights, or report it to the owner."
+            )
+        wanted += found
     return wanted
 
 
@@ -325,9 +347,9 @@ def check_hashes(weights: Weights, folder: Path, progress: Progress = no_progres
         WeightsError: a file is not what its name or `weights.sha256` says; a damaged one is deleted.
     """
     hashes = {}
-    names = [(sub, path) for sub in weights.subfolders for path in model_files(folder / sub, weights.variant)]
-    for done, (subfolder, path) in enumerate(names):
-        name, blob = f"{subfolder}/{path.name}", path.resolve()
+    stored = _stored(weights, folder)
+    for done, (name, path) in enumerate(stored.items()):
+        blob = path.resolve()
         hashes[name] = sha256(path)
         if len(blob.name) == 64 and blob.name != hashes[name]:
             path.unlink()
@@ -337,7 +359,7 @@ def check_hashes(weights: Weights, folder: Path, progress: Progress = no_progres
             raise _wrong_hash(
                 path, weights.sha256[name], hashes[name], "the owner changed it; use the revision we know"
             )
-        progress("verify weights", done + 1, len(names))
+        progress("verify weights", done + 1, len(stored))
     return hashes
 
 

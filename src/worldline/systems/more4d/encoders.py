@@ -67,10 +67,9 @@ class Umt5(nn.Module):
     @torch.no_grad()
     def forward(self, texts: Sequence[str]) -> Float[Tensor, "B L E"]:
         """Rows of texts."""
-        device = next(self.encoder.parameters()).device
         tokens = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=TEXT_LENGTH, return_tensors="pt"
-        ).to(device)
+        ).to(_device(self.encoder))
         rows = self.encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         return rows * tokens.attention_mask[..., None].to(rows)
 
@@ -87,10 +86,16 @@ class ClipImages(nn.Module):
         """Rows of pictures in [0, 1]."""
         square = functional.interpolate(images, (224, 224), mode="bicubic", align_corners=False)
         mean, std = (images.new_tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
-        pixels = ((square - mean) / std).to(next(self.encoder.parameters()).dtype)
+        like = next(self.encoder.parameters())
+        pixels = ((square - mean) / std).to(_device(self.encoder), like.dtype)
         return self.encoder(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
 
     def grey(self, size: tuple[int, int]) -> Float[Tensor, "1 K I"]:
         """The constant context of the generator."""
-        like = next(self.encoder.parameters())
-        return self(torch.full((1, 3, *size), GREY, device=like.device))
+        return self(torch.full((1, 3, *size), GREY, device=_device(self.encoder)))
+
+
+def _device(network: nn.Module) -> torch.device:
+    """Where a network reads: in memory if its weights are not there yet, as hooks bring both to where it works."""
+    device = next(network.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device

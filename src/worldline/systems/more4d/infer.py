@@ -87,7 +87,7 @@ def generate(
     """
     config = config or SamplingConfig()
     _check_picture(image)
-    sizes, like = model.config, next(model.generator.parameters())
+    sizes, device = model.config, model.device
 
     # 1. the picture at the model's size and at that of the tracks, cropped
     small, large = Fitted.of(image, sizes.size), Fitted.of(image, size or sizes.size)
@@ -98,16 +98,16 @@ def generate(
     camera = large.intrinsics(guess.intrinsics)
 
     # 3. what the generator is told
-    picture = (2 * small.image - 1).movedim(-1, 0)[None].to(like)
-    conditions = generator_conditions(model.vae, picture, far[None].to(like), sizes.frames, sizes.stills)
+    picture = (2 * small.image - 1).movedim(-1, 0)[None].to(device)
+    conditions = generator_conditions(model.vae, picture, far[None].to(device), sizes.frames, sizes.stills)
     velocity = _generator(model, conditions, picture, prompt, config)
 
     # 4. a latent, and the motion it stands for
-    noise = _noise((1, sizes.vae.z_dim, *sizes.latent_size), config.seed, like.device)
+    noise = _noise((1, sizes.vae.z_dim, *sizes.latent_size), config.seed, device)
     latent = flow.sample(
         velocity, noise, steps=config.steps, shift=config.shift, step_name="generate", progress=progress
     )
-    motion = to_maps(model.vae.decode(latent.to(like)).float())[0].clamp(-config.largest, config.largest)
+    motion = to_maps(model.vae.decode(latent).float())[0].clamp(-config.largest, config.largest)
     motion = motion.to(near) * (torch.arange(sizes.frames, device=near.device) > 0)[:, None, None, None]
     if size is not None and size != sizes.size:
         motion = along_edges(motion, small.image.to(motion), far.to(motion), large.image.to(motion), near.to(motion))
@@ -192,7 +192,7 @@ def synthesize(
     config: SamplingConfig | None = None,
     *,
     prompt: str = "",
-    times: Sequence[float] | None = None,
+    times: Sequence[int | float] | None = None,
     intrinsics: Float[Tensor, "3 3"] | None = None,
     size: tuple[int, int] | None = None,
     progress: Progress = no_progress,
@@ -299,15 +299,15 @@ def inpaint(
         config: sampling.
         progress: told the steps of sampling.
     """
-    like, sizes = next(model.inpainter.parameters()), model.config
+    device, sizes = model.device, model.config
     short = sizes.frames - len(frames)
     video, known = shrunk(frames, coverage, sizes.size)
     video, known = (torch.cat([value, value[-1:].expand(short, *value.shape[1:])]) for value in (video, known))
-    rendered = (2 * to_channels(video)[None] - 1).to(like)
-    conditions = inpainter_conditions(model.vae, rendered, known[None, None].to(like.device))
+    rendered = (2 * to_channels(video)[None] - 1).to(device)
+    conditions = inpainter_conditions(model.vae, rendered, known[None, None].to(device))
     context = None
     if model.image is not None:
-        context = model.image(first.movedim(-1, 0)[None].to(like)).to(like)
+        context = model.image(first.movedim(-1, 0)[None].to(device))
 
     def told(text: Tensor) -> flow.Velocity:
         return lambda latent, t: model.inpainter(
@@ -315,12 +315,12 @@ def inpaint(
         )
 
     text, negative = _texts(model, prompt, config)
-    noise = _noise((1, sizes.vae.z_dim, *sizes.latent_size), config.seed + 1, like.device)
+    noise = _noise((1, sizes.vae.z_dim, *sizes.latent_size), config.seed + 1, device)
     velocity = flow.guided(told(text), told(negative), config.guidance)
     latent = flow.sample(
         velocity, noise, steps=config.steps, shift=config.shift, step_name="synthesize", progress=progress
     )
-    inpainted = (model.vae.decode_video(latent.to(like)).float()[0].movedim(0, 1) + 1) / 2
+    inpainted = (model.vae.decode_video(latent).float()[0].movedim(0, 1) + 1) / 2
     own = functional.interpolate(inpainted[: len(frames)], frames.shape[1:3], mode="bilinear", align_corners=False)
     return own.movedim(1, -1).to(frames)
 

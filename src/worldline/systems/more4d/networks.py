@@ -35,6 +35,11 @@ class MoRe4D(nn.Module):
         self.text: nn.Module | None = None if config.text is None else WordEncoder(config.text)
         self.image: ClipImages | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where it works: that of the autoencoder, which is small and always there."""
+        return self.vae.mean.device
+
     def embed_text(self, texts: Sequence[str]) -> Float[Tensor, "B L E"]:
         """Rows of texts for both transformers.
 
@@ -45,7 +50,7 @@ class MoRe4D(nn.Module):
             return self.text(texts)
         if any(texts):
             raise ValueError("This model has no text encoder; give it one (`model.text`), or no prompt.")
-        return next(self.generator.parameters()).new_zeros(len(texts), 1, self.config.generator.text_dim)
+        return torch.zeros(len(texts), 1, self.config.generator.text_dim, device=self.device)
 
 
 def build(config: MoRe4DConfig, *, meta: bool = False) -> MoRe4D:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, reduce
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldline.systems.more4d.latents import (
     FillLatents,
@@ -184,12 +184,7 @@ def _reader(pool: Pool, kind: Seen, model: MoRe4D) -> Callable[[int], Samples]:
     if not kind.endswith("latents"):
         return lru_cache(maxsize=2)(lambda number: pool.shard(number)[kind == "fill"])
     motion = kind == "motion latents"
-    networks = [model.vae]
-    if motion and model.generator.guided:
-        networks.append(model.generator.omnimae_extractor)
-    if not motion and model.image is not None:
-        networks.append(model.image)
-    kept = Kept(folder=pool.folder / f"{kind.replace(' ', '-')}-{fingerprint(*networks)}")
+    kept = Kept(folder=pool.folder / f"{kind.replace(' ', '-')}-{fingerprint(*frozen(model, motion))}")
 
     @cache
     def encoded(number: int) -> Samples:
@@ -202,12 +197,26 @@ def _reader(pool: Pool, kind: Seen, model: MoRe4D) -> Callable[[int], Samples]:
 
         stored = kept.get(pool._name(number), make)
         captions = found[0] if found else pool.shard(number)[0].captions
-        made = MotionLatents if motion else FillLatents
-        value: dict[str, Any] = {key: entry.float() for key, entry in stored.items()}
-        value.setdefault("features" if motion else "context", None)
-        return made(**value, captions=captions)
+        return latents_of(stored, captions, motion)
 
     return encoded
+
+
+def frozen(model: MoRe4D, motion: bool) -> list[nn.Module]:
+    """The networks that latents of motion, or of videos with holes, depend on."""
+    networks: list[nn.Module] = [model.vae]
+    if motion and model.generator.guided:
+        networks.append(model.generator.omnimae_extractor)
+    if not motion and model.image is not None:
+        networks.append(model.image)
+    return networks
+
+
+def latents_of(stored: Mapping[str, Tensor], captions: tuple[str, ...], motion: bool) -> MotionLatents | FillLatents:
+    """Latents from what was kept of them."""
+    value: dict[str, Any] = {key: entry.float() for key, entry in stored.items()}
+    value.setdefault("features" if motion else "context", None)
+    return (MotionLatents if motion else FillLatents)(**value, captions=captions)
 
 
 def _encoded(model: MoRe4D, samples: MotionSamples | FillSamples) -> dict[str, Tensor]:
@@ -253,6 +262,11 @@ def moved(samples: Any, device: str) -> Any:
     """Samples on a device."""
     fields = {name: value.to(device) if _is(value) else value for name, value in vars(samples).items()}
     return type(samples)(**fields)
+
+
+def together(samples: Sequence[Any]) -> Any:
+    """Samples of one kind as one batch."""
+    return reduce(_joined, samples)
 
 
 def _joined(first: Any, second: Any) -> Any:

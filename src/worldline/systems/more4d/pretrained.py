@@ -38,22 +38,44 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in module.state_dict().items()}
 
 
-def load_transformer(folder: Path, config: TransformerConfig, *, dtype: torch.dtype | None = None) -> WanTransformer4D:
-    """A whole transformer from safetensors in published or diffusers naming; `dtype` None keeps the file's.
+Places = Callable[[str], torch.device]
+"""Where a parameter goes, by its name."""
+
+
+def on_cpu(name: str) -> torch.device:
+    """Everything into memory."""
+    return torch.device("cpu")
+
+
+def load_transformer(
+    folder: Path, config: TransformerConfig, *, dtype: torch.dtype | None = None, places: Places = on_cpu
+) -> WanTransformer4D:
+    """A whole transformer from safetensors in published or diffusers naming, one tensor at a time.
+
+    Args:
+        folder: one file, or shards.
+        config: sizes.
+        dtype: None keeps the file's.
+        places: of parameters; with several devices, wrap the result in `placement.dispatched`.
 
     Raises:
         WeightsError: missing, damaged, or keys and shapes that do not fit the configuration.
     """
+    from accelerate.utils import set_module_tensor_to_device
+
     model = transformer.build(config, meta=True)
-    state = tensors.read(tensors.model_files(folder), shapes(model), rename=published.transformer_key, dtype=dtype)
-    model.load_state_dict(state, strict=True, assign=True)
+    files, expected = tensors.model_files(folder), shapes(model)
+    for key, value in tensors.stream(files, expected, rename=published.transformer_key, dtype=dtype):
+        set_module_tensor_to_device(model, key, places(key), value=value, dtype=value.dtype)
     return restore_tables(model).requires_grad_(False).eval()
 
 
+@torch.no_grad()
 def start_from_base(model: WanTransformer4D, folder: Path) -> list[str]:
     """Give a transformer the weights of a Wan base, in published or diffusers naming; returns what stays random.
 
     A patch embedding with fewer input channels is widened with zeros; only additions to the stock model may be missing.
+    Tensors are copied one by one.
 
     Raises:
         WeightsError: anything else is missing, unknown, or of another shape.
@@ -67,9 +89,9 @@ def start_from_base(model: WanTransformer4D, folder: Path) -> list[str]:
     patch = "patch_embedding.weight"
     channels = own[patch][1]
     expected[patch] = (own[patch][0], min(found[patch][1], channels), *own[patch][2:])
-    state = tensors.read(files, expected, rename=published.transformer_key)
-    state[patch] = widened(state[patch], channels)
-    model.load_state_dict(state, strict=False)
+    state = model.state_dict()
+    for key, value in tensors.stream(files, expected, rename=published.transformer_key):
+        state[key].copy_(widened(value, channels) if key == patch else value)
     return missing
 
 
@@ -128,7 +150,9 @@ def plain(file: Path) -> dict[str, Tensor]:
 
 
 def load_text(file: Path, config: Any, tokenizer: Any) -> Umt5:
-    """The text encoder from umT5's original file (`config` is a `UMT5Config`) with transformers' tokenizer.
+    """The text encoder from umT5's original file, or from a folder of transformers, with transformers' tokenizer.
+
+    `config` is a `UMT5Config`.
 
     Raises:
         WeightsError: missing, or keys and shapes that do not fit.
@@ -137,14 +161,20 @@ def load_text(file: Path, config: Any, tokenizer: Any) -> Umt5:
 
     with torch.device("meta"):
         encoder = UMT5EncoderModel(config)
-    state = {published.text_key(key): value for key, value in plain(file).items()}
+    if file.is_dir():
+        state = part(file)
+        state["shared.weight"] = state.get("shared.weight", state.get("encoder.embed_tokens.weight", torch.empty(0)))
+    else:
+        state = {published.text_key(key): value for key, value in plain(file).items()}
     state["encoder.embed_tokens.weight"] = state.get("shared.weight", torch.empty(0))  # one table under two names
     _fill(encoder, state, file)
     return Umt5(encoder.eval(), tokenizer)
 
 
 def load_image(file: Path, config: Any) -> ClipImages:
-    """The image encoder from CLIP's original file (`config` is a `CLIPVisionConfig`); its text tower is left alone.
+    """The image encoder from CLIP's original file, or from a folder of transformers; anything else in it is left alone.
+
+    `config` is a `CLIPVisionConfig`.
 
     Raises:
         WeightsError: missing, or keys and shapes that do not fit.
@@ -154,6 +184,10 @@ def load_image(file: Path, config: Any) -> ClipImages:
     encoder = CLIPVisionModel(config)
     prefix = "vision_model." if any(key.startswith("vision_model.") for key in encoder.state_dict()) else ""
     state: dict[str, Tensor] = {}
+    if file.is_dir():
+        names = {prefix + key.removeprefix("vision_model."): value for key, value in part(file).items()}
+        _fill(encoder, {k: v for k, v in names.items() if not k.endswith(("visual_projection.weight", "_ids"))}, file)
+        return ClipImages(encoder.eval())
     for key, value in plain(file).items():
         state |= {prefix + name: entry for name, entry in published.image_tensors(key, value).items()}
     _fill(encoder, state, file)

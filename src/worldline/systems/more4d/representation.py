@@ -146,7 +146,7 @@ def along_edges(
     rows, columns = (
         (torch.arange(n, device=motion.device) + 0.5) * m / n - 0.5 for n, m in zip(size, depth.shape, strict=True)
     )
-    total, weights = motion.new_zeros(len(motion), *size, 3), motion.new_full(size, 1e-12)
+    total, weights = motion.new_zeros(len(motion), *size, 3), motion.new_zeros(size)
     for dy in (-1, 0, 1):
         for dx in (-1, 0, 1):
             y, x = rows.round() + dy, columns.round() + dx

@@ -61,7 +61,7 @@ def size_of(source: Tracks4D | Scene4D) -> tuple[int, int]:
     return source.points.shape[1], source.points.shape[2]
 
 
-def points_at(source: Tracks4D | Scene4D, time: float) -> Float[Tensor, "H W 3"]:
+def points_at(source: Tracks4D | Scene4D, time: int | float) -> Float[Tensor, "H W 3"]:
     """Points of a time; between two times, tracks go straight from one to the next.
 
     Raises:
@@ -75,7 +75,7 @@ def points_at(source: Tracks4D | Scene4D, time: float) -> Float[Tensor, "H W 3"]
     return source.points[before].lerp(source.points[before + 1], time - before)
 
 
-def solid(source: Tracks4D | Scene4D, time: float, edge: float = EDGE) -> Bool[Tensor, "H W"]:
+def solid(source: Tracks4D | Scene4D, time: int | float, edge: float = EDGE) -> Bool[Tensor, "H W"]:
     """Pixels whose points may be shown at a time: valid, finite and not between two surfaces."""
     if isinstance(source, Tracks4D):
         seen, pose = source.points[source.reference], input_pose(source)
@@ -88,7 +88,7 @@ def solid(source: Tracks4D | Scene4D, time: float, edge: float = EDGE) -> Bool[T
     return known & ~depth_edges(torch.where(known, depth, torch.zeros_like(depth)), edge)
 
 
-def colors_of(source: Tracks4D | Scene4D, time: float) -> Float[Tensor, "H W 3"]:
+def colors_of(source: Tracks4D | Scene4D, time: int | float) -> Float[Tensor, "H W 3"]:
     """Colours in [0, 1] of the points of a time: constant for tracks."""
     return source.colors if isinstance(source, Tracks4D) else source.video.select([int(time)]).rgb()[0]
 
@@ -96,7 +96,7 @@ def colors_of(source: Tracks4D | Scene4D, time: float) -> Float[Tensor, "H W 3"]
 def render(
     source: Tracks4D | Scene4D,
     path: Float[Tensor, "T 4 4"],
-    times: Sequence[float],
+    times: Sequence[int | float],
     *,
     intrinsics: Float[Tensor, "3 3"] | None = None,
     size: tuple[int, int] | None = None,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldline.io.tensors import WeightsError
 from worldline.scene import Progress, Provenance, Scene4D, Tracks4D, Video, no_progress
-from worldline.systems.more4d import infer, pretrained
+from worldline.systems.more4d import assembly, infer, pretrained
 from worldline.systems.more4d.depth import DepthPrior
 from worldline.systems.more4d.infer import SamplingConfig
 from worldline.systems.more4d.networks import MoRe4D
@@ -121,4 +121,34 @@ def load_mini(loading: Loading) -> MoRe4DSystem:
         weights_sha256=loaded.sha256,
         enlarged=MINI_ENLARGED,
         unreliable=tuple(loaded.card.get("unreliable", ())),
+    )
+
+
+def load_published(loading: Loading) -> MoRe4DSystem:
+    """The published model from the hub or from a folder, see `assembly`; bfloat16 on GPUs, float32 on the CPU.
+
+    Raises:
+        WeightsError: the licence is not accepted, or files are missing, damaged or do not fit.
+        ValueError: it does not fit in the way of offloading that was asked for.
+    """
+    on_gpu = loading.device.type == "cuda"
+    free = {}
+    if on_gpu:
+        free = {f"cuda:{n}": torch.cuda.mem_get_info(n)[0] for n in range(torch.cuda.device_count())}
+        own = str(loading.device) if loading.device.index is not None else "cuda:0"
+        free = {own: free[own]} | free  # the one that was asked for first
+    assembled = assembly.load(
+        loading.weights,
+        loading.device,
+        free,
+        mode=loading.offload,
+        dtype=loading.dtype or (torch.bfloat16 if on_gpu else torch.float32),
+        accept_license=loading.accept_license,
+    )
+    return MoRe4DSystem(
+        name="more4d",
+        model=assembled.model,
+        sampling=SamplingConfig(),
+        weights_sha256=assembled.sha256,
+        about={"offload": assembled.mode},
     )

@@ -159,8 +159,7 @@ class WanTransformer4D(WanTransformer3DModel):
         low, high = float(image.min()), float(image.max())
         if low < -1e-3 or high > 1 + 1e-3:
             raise ValueError(f"The motion prior sees pictures in [0, 1], got values from {low:.3g} to {high:.3g}.")
-        weight = self.omnimae_extractor.trunk.norm.weight
-        return self.omnimae_extractor(image.to(weight))
+        return self.omnimae_extractor(image.to(self.omnimae_extractor.trunk.norm.weight.dtype))
 
     def forward(  # type: ignore[override]
         self,
@@ -189,6 +188,9 @@ class WanTransformer4D(WanTransformer3DModel):
             raise ValueError("This transformer has no Motion Perception Module; give motion=None.")
         if reference is not None and not self.settings.reference_tokens:
             raise ValueError("This transformer has no reference tokens; give reference=None.")
+        dtype = self.patch_embedding.weight.dtype
+        hidden_states, text = hidden_states.to(dtype), text.to(dtype)
+        image, reference, motion = (v if v is None else v.to(dtype) for v in (image, reference, motion))
         patch = self.settings.patch_size
         frames, rows, columns = (n // p for n, p in zip(hidden_states.shape[2:], patch, strict=True))
 

@@ -180,7 +180,7 @@ class MotionVae(nn.Module):
 
     def pseudo_video(self, motion: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B 3 T H W"]:
         """Normalised displacements as a video in (-1, 1)."""
-        return 2 * self.trajectory_encoder(motion) - 1
+        return 2 * self.trajectory_encoder(motion.to(self.trajectory_encoder.conv_in.weight)) - 1
 
     def encode(self, motion: Float[Tensor, "B 3 T H W"]) -> Posterior:
         """Latents of normalised displacements; gradients reach the trajectory encoder."""
@@ -197,6 +197,7 @@ class MotionVae(nn.Module):
             ValueError: the number of frames is not 1 + a multiple of the frames per latent, or sides do not divide.
         """
         step, factor = self.config.frames_per_latent, self.config.factor
+        video = video.to(self.vae.quant_conv.weight)
         if (video.shape[2] - 1) % step or video.shape[3] % factor or video.shape[4] % factor:
             raise ValueError(
                 f"The autoencoder needs 1 + {step}n frames and sides that are multiples of {factor}, "
@@ -210,6 +211,7 @@ class MotionVae(nn.Module):
 
     def decode_video(self, latents: Float[Tensor, "B Z t h w"], *, clamp: bool = True) -> Float[Tensor, "B 3 T H W"]:
         """Video of standardised latents, in [-1, 1] unless `clamp` is off."""
+        latents = latents.to(self.vae.quant_conv.weight)
         shift, scale = (value[:, None, None, None].to(latents) for value in (self.mean, self.std))
         raw = self.vae.post_quant_conv(latents * scale + shift)
         video = torch.cat(
