@@ -217,6 +217,8 @@ def test_training_takes_the_records(done: tuple[Path, list[dict[str, Any]], Coun
     motion = curated(out)(short[0], trained.model, "cpu")(0)
     assert motion.motion.shape == (2, TINY.frames, *TINY.size, 3)  # type: ignore[union-attr]
     assert float(motion.motion[:, 0].abs().max()) == 0 and 0.1 < float(motion.motion.abs().max()) < 1  # type: ignore[union-attr]
+    later = curated(out)(recipe.stages[2], trained.model, "cpu")(0)
+    assert recipe.stages[2].samples.startswith("motion") and type(later) is type(motion)
     holes = curated(out)(short[1], trained.model, "cpu")(0)
     assert 0.5 < float(holes.known.float().mean()) < 1  # type: ignore[union-attr]
     assert sorted(order(3, 3, 0, 7)) == [0, 1, 2] and order(3, 3, 0, 7) == order(3, 3, 0, 7)
