@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from importlib import import_module
 from pathlib import Path
@@ -86,6 +87,7 @@ def test_a_written_scene_comes_back(written: tuple[str, Path, list[Expected]]) -
     for one in expected:
         sequence = listed[one.name]
         assert sequence.frames == len(one.truth.depth)
+        pickle.loads(pickle.dumps(sequence.read))  # another process reads it
         check(sequence, one, 0, sequence.frames)
 
 

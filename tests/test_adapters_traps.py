@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from importlib import import_module
@@ -106,6 +107,12 @@ def test_flow_of_rows_first_is_turned_around(tmp_path: Path) -> None:
     """Kubric: read as (u, v), the same flow explains nearly nothing."""
     scene, one = written("kubric", tmp_path)
     assert scene.provenance.settings["optical_flow_explained"] == 1.0
+    meta = tmp_path / "1234" / "metadata.json"
+    still = json.loads(meta.read_text())
+    still["instances"] = still["instances"][::-1]  # the ball takes the pose of what stands still
+    meta.write_text(json.dumps(still))
+    wrong = next(s for s in sequences("kubric", tmp_path) or [] if s.name == "1234").whole()
+    assert wrong.provenance.settings["optical_flow_explained"] < 0.95, "wrong poses of objects show"
     swapped = np.abs(one.truth.optical - one.truth.optical[..., ::-1]).max(-1)
     assert (swapped > 1).mean() > 0.2
 

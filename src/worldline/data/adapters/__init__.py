@@ -16,6 +16,7 @@ ADAPTERS = {
     "bonn": "bonn",
     "ddad": "ddad",
     "deepdeform": "deepdeform",
+    "driving": "flyingthings",
     "dynamic_replica": "dynamic_replica",
     "flyingthings": "flyingthings",
     "gta_sfm": "gta_sfm",

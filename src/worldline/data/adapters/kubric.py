@@ -182,7 +182,7 @@ def _scene(
     flow, valid = assemble.world_flow(depth, k.expand(frames, 3, 3), pose.relative_to_first(cam2world), ahead)
     settings: dict[str, object] = {"synthetic": True, "first_frame": start}
     if shares:
-        settings["optical_flow_explained"] = round(sum(shares) / len(shares), 4)
+        settings |= reprojection.explained(name, shares)
     return assemble.scene_from_depth(
         dataset="kubric",
         sequence=name,

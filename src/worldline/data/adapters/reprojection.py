@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -22,6 +22,7 @@ from worldline.geometry import camera, pointmap, pose
 
 RTOL = 0.02  # depths within this share of each other agree
 MARGIN = 0.05  # how much better another reading must agree than the documented one
+EXPLAINED = 0.8  # share of optical flow below which something is wrong
 GAPS = (1, 2, 4, 8, 16)  # frames 0 and these are compared
 PIXELS = 6000  # of a frame, on a grid: enough for a share
 _log = logging.getLogger(__name__)
@@ -206,6 +207,17 @@ def flow_agreement(
     error = camera.project(ahead, intrinsics.to(ahead.dtype)) - camera.pixel_grid(size, ahead.dtype) - optical
     near = (error.norm(dim=-1) < tolerance_px) & (ahead[..., 2] > 0)
     return float((near & known).sum()) / max(1, int(known.sum()))
+
+
+def explained(what: str, shares: Sequence[float]) -> dict[str, float]:
+    """The mean share of optical flow that scene flow explains, for the provenance; a low one is logged.
+
+    It does not choose between readings: it tells that what the adapter takes for granted does not hold on these frames.
+    """
+    share = sum(shares) / len(shares)
+    if share < EXPLAINED:
+        _log.warning("%s: only %.0f %% of the optical flow fits the scene flow; do not trust it", what, 100 * share)
+    return {"optical_flow_explained": round(share, 4)}
 
 
 def points_of(depth: Float[Tensor, "T H W"], intrinsics: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "T H W 3"]:

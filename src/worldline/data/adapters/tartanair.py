@@ -81,7 +81,7 @@ def _read(folder: Path, name: str, numbers: list[int], start: int, stop: int) ->
         ahead = pose.transform(to_next, reprojection.points_of(depth[:count], k))
         flows = optical[:count].double()
         share = reprojection.flow_agreement(ahead, flows, known[:count], k.expand(count, 3, 3), 1.0)
-        settings["optical_flow_explained"] = round(share, 4)
+        settings |= reprojection.explained(name, [share])
     return assemble.scene_from_depth(
         dataset="tartanair",
         sequence=name,
