@@ -214,3 +214,17 @@ def test_motion_does_not_leak_over_edges() -> None:
     torch.testing.assert_close(grown, paint(large).expand(2, -1, -1, -1), atol=1e-3, rtol=0)
     smooth = along_edges(motion * 0 + 1, paint(near), torch.ones(4, 6), paint(large) * 0, torch.ones(16, 24))
     torch.testing.assert_close(smooth, torch.ones(2, 16, 24, 3))
+
+
+def test_views_kept_in_the_viewer_are_a_camera_path(tracks: Path, tmp_path: Path) -> None:
+    from worldline.geometry.pose import matrix_to_quaternion
+    from worldline.render.path_files import load_path
+    from worldline.viewer.keyframes import KeyFrames
+
+    source = wl.load(tracks)
+    frames, wanted = frames_of(source), pictures.camera_poses(source, "orbit", 3).double()
+    kept = KeyFrames(frames)
+    for pose in wanted:
+        kept.keep(2 * matrix_to_quaternion(pose[:3, :3]).numpy(), frames.place(pose[:3, 3].numpy()))
+    (tmp_path / "path.json").write_text(kept.text())
+    torch.testing.assert_close(load_path(tmp_path / "path.json").poses(3, torch.eye(4).double()), wanted)

@@ -24,6 +24,7 @@ from worldline.io.store import open_scene
 from worldline.render.colors import colormap, to_uint8
 from worldline.scene import Scene4D, Tracks4D
 from worldline.viewer.frames import Frames, Look, frames_of
+from worldline.viewer.keyframes import KeyFrames
 
 MAX_FRUSTA = 40
 POINT_BUDGET = 4_000_000  # points a browser keeps at once
@@ -304,6 +305,7 @@ class Studio:
             if frames.cameras is not None:
                 self._on(gui.add_checkbox("Cameras", True), lambda value: {"cameras": value})
                 gui.add_button("Look through this camera").on_click(lambda event: self._look_through(event.client))
+        KeyFrames(frames).build(gui)
         with gui.add_folder("About", expand_by_default=False):
             gui.add_markdown(_about(frames))
 
