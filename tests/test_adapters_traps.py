@@ -228,6 +228,20 @@ def test_one_damaged_list_does_not_hide_the_other_sequences(tmp_path: Path) -> N
     assert caught.value.path == path.with_name("another.npz")
 
 
+@pytest.mark.parametrize(
+    "dataset,table", [("vkitti2", "extrinsic.txt"), ("tartanair", "pose_left.txt"), ("spring", "extrinsics.txt")]
+)
+def test_a_table_with_too_few_rows_is_damaged(dataset: str, table: str, tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    written(dataset, tmp_path)
+    (path,) = tmp_path.rglob(table)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-2]))
+    (sequence,) = sequences(dataset, tmp_path) or []
+    with pytest.raises(DamagedFile, match="rows") as caught:
+        sequence.whole()
+    assert caught.value.path == path
+
+
 def test_varints_of_all_lengths() -> None:
     values = [0, 1, 127, 128, 300, 65535, 2**31, 2**62]
     packed = b"".join(import_module("adapters_writers.kubric").varint(value) for value in values)

@@ -60,7 +60,7 @@ def _depth(path: Path) -> Tensor:
 
 
 def _read(folder: Path, name: str, stems: list[str], start: int, stop: int) -> Scene4D:
-    matrices = decode.one(read_poses, folder / "poses.npz")[start:stop]
+    matrices = decode.rows(folder / "poses.npz", decode.one(read_poses, folder / "poses.npz"), start, stop)
     stems = stems[start:stop]
     with reading(folder / "metadata.json"):
         matrix = containers.read_json(folder / "metadata.json")["K_matrix"]

@@ -43,6 +43,17 @@ def stack(reader: Callable[..., Tensor], paths: Iterable[Path], *arguments: Any)
     return torch.stack(found)
 
 
+def rows(path: Path, table: Tensor, start: int, stop: int) -> Tensor:
+    """The rows of a table for the frames start..stop.
+
+    Raises:
+        DamagedFile: it has too few.
+    """
+    if len(table) < stop:
+        raise DamagedFile(path, f"it has {len(table)} rows, and frame {stop - 1} needs one")
+    return table[start:stop]
+
+
 def listed(name: str, part: Callable[..., Iterable[Sequence]], *arguments: Any) -> Iterator[Sequence]:
     """The sequences of one part of a data set; a damaged list gives one sequence that says so when it is read.
 

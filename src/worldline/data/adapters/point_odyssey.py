@@ -50,6 +50,8 @@ def convert(root: Path) -> Iterator[Scene4D]:
 def _annotations(path: Path, start: int, stop: int) -> dict[str, Tensor]:
     names = ("intrinsics", "extrinsics", "trajs_3d", "visibs", "valids")
     arrays = containers.read_npz(path, *names)
+    if min(len(array) for array in arrays) < stop:
+        raise ValueError(f"it has {min(len(array) for array in arrays)} times, and frame {stop - 1} needs one")
     return {name: torch.from_numpy(np.array(array[start:stop])) for name, array in zip(names, arrays, strict=True)}
 
 

@@ -54,7 +54,7 @@ def _depth_file(folder: Path, stem: str) -> Path:
 def _read(folder: Path, images: list[Path], start: int, stop: int) -> Scene4D:
     fx, fy, cx, cy, units_per_metre = SETS[folder.name]
     images = images[start:stop]
-    rows = decode.one(encodings.read_numbers, folder / "pose.txt")[start:stop]
+    rows = decode.rows(folder / "pose.txt", decode.one(encodings.read_numbers, folder / "pose.txt"), start, stop)
     cam2world = encodings.poses_from_translation_xyzw(rows)
     if fy < 0:
         mirror = torch.diag(torch.tensor([1.0, -1.0, 1.0, 1.0], dtype=torch.float64))

@@ -60,9 +60,13 @@ def _read(folder: Path, name: str, start: int, stop: int) -> Scene4D:
 
     images = decode.stack(encodings.read_rgb, files("frame_left", ".png"))
     size = (images.shape[1], images.shape[2])
-    rows = decode.one(encodings.read_numbers, folder / "cam_data" / "intrinsics.txt")[start:stop]
-    k = torch.stack([assemble.pinhole(*row[:4].tolist()) for row in rows])
-    world2cam = decode.one(encodings.read_numbers, folder / "cam_data" / "extrinsics.txt")[start:stop]
+
+    def table(name: str) -> Tensor:
+        path = folder / "cam_data" / name
+        return decode.rows(path, decode.one(encodings.read_numbers, path), start, stop)
+
+    k = torch.stack([assemble.pinhole(*row[:4].tolist()) for row in table("intrinsics.txt")])
+    world2cam = table("extrinsics.txt")
     cam2world = pose.relative_to_first(torch.linalg.inv(world2cam.reshape(-1, 4, 4)))
     depth = _depth(decode.stack(read_map, files("disp1_left", ".dsp5"), "disparity", size), k)
     flow = valid = None

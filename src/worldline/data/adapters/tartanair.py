@@ -17,7 +17,7 @@ from torch import Tensor
 
 from worldline.data import clips
 from worldline.data.adapters import assemble, containers, decode, encodings, reprojection
-from worldline.data.clips import Sequence
+from worldline.data.clips import DamagedFile, Sequence
 from worldline.geometry import pose
 from worldline.scene import Scene4D
 
@@ -50,10 +50,10 @@ def _poses(folder: Path, numbers: list[int]) -> Tensor:
     """NED poses of all frames of the folder."""
     tables = sorted(folder.glob("pose_left*.txt"))
     if not tables:
-        raise FileNotFoundError(f"{folder} has no pose_left.txt.")
+        raise DamagedFile(folder / "pose_left.txt", "the file is missing")
     rows = decode.one(encodings.read_numbers, tables[0])
     if len(rows) != len(numbers):  # a whole sequence's poses beside some of its frames: pick by frame number
-        rows = rows[numbers]
+        rows = decode.rows(tables[0], rows, 0, max(numbers) + 1)[numbers]
     return encodings.poses_from_translation_xyzw(rows)
 
 

@@ -79,10 +79,12 @@ def _read(variation: Path, view: str, start: int, stop: int) -> Scene4D:
         return [variation / "frames" / kind / view / name.format(t) for t in range(start, stop)]
 
     number = int(view.removeprefix("Camera_"))
-    numbers = decode.one(_table, variation / "intrinsic.txt", number)[start:stop]
-    k = torch.stack([assemble.pinhole(*row[:4].tolist()) for row in numbers])
-    extrinsic = decode.one(_table, variation / "extrinsic.txt", number)[start:stop]
-    cam2world = torch.linalg.inv(extrinsic.reshape(-1, 4, 4))
+
+    def table(name: str) -> Tensor:
+        return decode.rows(variation / name, decode.one(_table, variation / name, number), start, stop)
+
+    k = torch.stack([assemble.pinhole(*row[:4].tolist()) for row in table("intrinsic.txt")])
+    cam2world = torch.linalg.inv(table("extrinsic.txt").reshape(-1, 4, 4))
     depth = decode.stack(encodings.read_depth_image, files("depth", "depth_{:05d}.png"), 100.0)
     depth = torch.where(depth <= SKY_CENTIMETRES / 100, depth, torch.zeros_like(depth))
     flow = valid = None
