@@ -93,6 +93,9 @@ class VaeConfig:
         blocks: residual blocks per level.
         time_halvings: at which of the level changes time is halved, too.
         adaptor_dim: width of trajectory encoder and decoder, a multiple of `adaptor_groups`.
+        gain: normalised displacements are multiplied by it before they become a picture, whose contrast would else be
+            small; published weights know 1.
+        residual: the trajectory decoder adds to the inverse of what the encoder does at first; published: it does not.
         save_memory: in training, recompute activations in the backward pass, chunk by chunk.
     """
 
@@ -103,6 +106,8 @@ class VaeConfig:
     time_halvings: tuple[bool, ...] = (False, True, True)
     adaptor_dim: int = 128
     adaptor_groups: int = 32
+    gain: float = 1.0
+    residual: bool = False
     save_memory: bool = True
 
     @property
@@ -235,7 +240,7 @@ def mini_config() -> MoRe4DConfig:
     """The embedded size: 9.6 million parameters, 32x48, 9 frames, a latent cell for 4x4 pixels and 2 frames."""
     vae = VaeConfig(
         base_dim=16, widths=(1, 2, 3), z_dim=8, blocks=1, time_halvings=(False, True), adaptor_dim=16,
-        adaptor_groups=4, save_memory=False,
+        adaptor_groups=4, gain=4.0, residual=True, save_memory=False,
     )  # fmt: skip
     prior = PriorConfig(
         dim=96, depth=4, heads=4, image_size=64, patch=8, frames=2, decoder_dim=64, decoder_depth=1, decoder_heads=4

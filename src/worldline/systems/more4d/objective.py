@@ -24,6 +24,9 @@ from worldline.systems.more4d.representation import depth_picture, to_channels
 from worldline.systems.more4d.samples import FillSamples, MotionSamples
 from worldline.systems.more4d.vae import Posterior
 
+MOVING = 0.01
+"""Displacements, in widths of the picture, that count as motion."""
+
 
 def weighted_mean(value: Float[Tensor, "*any"], weight: Float[Tensor, "*any"]) -> Float[Tensor, ""]:
     """Mean under a weight; 0 where nothing counts."""
@@ -64,9 +67,13 @@ class VaeObjective:
 
     Attributes:
         pictures: also reconstruct still pictures and depth, which an autoencoder without Wan's weights must learn.
+        moving: weight of points that move by more than `MOVING`; most do not, and what stands still is learned first.
+        noise: deviation that latents are trained with; None: the posterior's own, as published.
     """
 
     pictures: bool = False
+    moving: float = 1.0
+    noise: float | None = None
 
     def __call__(
         self, model: MoRe4D, samples: MotionSamples, generator: torch.Generator
@@ -77,18 +84,25 @@ class VaeObjective:
         """
         vae, motion = model.vae, to_channels(samples.motion)
         posterior = vae.encode(motion)
-        error = (vae.decode(_sampled(posterior, generator)).float() - motion).abs().mean(1)
+        error = (vae.decode(self._latent(posterior, generator)).float() - motion).abs().mean(1)
+        moves = samples.motion.norm(dim=-1) > MOVING
         terms = {
-            "motion": weighted_mean(error, samples.weight),
+            "motion": weighted_mean(error, samples.weight * torch.where(moves, self.moving, 1.0)),
             "kl": posterior.kl().mean() / posterior.mean[0].numel(),
         }
         if self.pictures:
             seen = samples.image[:, None] if samples.video is None else samples.video
             clips = {"picture": 2 * to_channels(seen) - 1, "depth": depth_picture(samples.depth)[:, :, None]}
             for name, video in clips.items():
-                latent = _sampled(vae.encode_video(video), generator)
+                latent = self._latent(vae.encode_video(video), generator)
                 terms[name] = (vae.decode_video(latent, clamp=False).float() - video).abs().mean()
         return terms
+
+    def _latent(self, posterior: Posterior, generator: torch.Generator) -> Tensor:
+        if self.noise is None:
+            return _sampled(posterior, generator)
+        noise = torch.randn(posterior.mean.shape, generator=generator, device=posterior.mean.device)
+        return posterior.mean + self.noise * noise.to(posterior.mean)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,7 +120,9 @@ def mini(*, seed: int = 11, networks: MoRe4DConfig | None = None) -> Recipe:
         networks=networks or mini_config(),
         stages=(
             Stage(train=prior, trainable=PRIOR, objective=PriorObjective(), pool=MINI_POOL),
-            Stage(train=vae, trainable=VAE, objective=VaeObjective(pictures=True), pool=MINI_POOL),
+            Stage(
+                train=vae, trainable=VAE, objective=VaeObjective(pictures=True, moving=4.0, noise=0.1), pool=MINI_POOL
+            ),
             Stage(
                 train=generator,
                 trainable=GENERATOR,

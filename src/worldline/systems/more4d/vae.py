@@ -27,6 +27,9 @@ MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
 STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)  # fmt: skip
 LOGVAR = (-30.0, 20.0)
+STEEPEST = 0.98
+"""Values of a picture are clamped to this before the inverse of tanh."""
+
 FRAMES_AT_ONCE = 8
 """Frames that a trajectory adaptor, 128 channels at full resolution, sees at a time."""
 
@@ -79,14 +82,18 @@ class TrajectoryEncoder(nn.Module):
 
 
 class TrajectoryDecoder(nn.Module):
-    """Pictures in [-1, 1] as frames of a trajectory map."""
+    """Pictures in [-1, 1] as frames of a trajectory map; a residual one is at first the inverse of the encoder."""
 
-    def __init__(self, dim: int = 128, groups: int = 32, save_memory: bool = True) -> None:
+    def __init__(self, dim: int = 128, groups: int = 32, save_memory: bool = True, residual: bool = False) -> None:
         super().__init__()
-        self.save_memory = save_memory
+        self.save_memory, self.residual = save_memory, residual
         self.conv_in = nn.Conv2d(3, dim, 3, padding=1)
         self.up = nn.ModuleList([_Level(dim, groups, 2)])
         self.norm_out, self.conv_out = nn.GroupNorm(groups, dim, eps=1e-6), nn.Conv2d(dim, 3, 3, padding=1)
+        if residual:
+            nn.init.zeros_(self.conv_out.weight)
+            assert self.conv_out.bias is not None
+            nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, x: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B 3 T H W"]:
         """Normalised displacements."""
@@ -94,7 +101,8 @@ class TrajectoryDecoder(nn.Module):
 
     def _frames(self, x: Tensor) -> Tensor:
         hidden = self.up[0](self.conv_in(x))
-        return self.conv_out(nn.functional.silu(self.norm_out(hidden)))
+        out = self.conv_out(nn.functional.silu(self.norm_out(hidden)))
+        return out + 2 * x.float().clamp(-STEEPEST, STEEPEST).atanh() if self.residual else out
 
 
 def _by_frames(network: Callable[[Tensor], Tensor], x: Tensor, save_memory: bool) -> Tensor:
@@ -159,7 +167,9 @@ class MotionVae(nn.Module):
             scale_factor_spatial=config.factor,
         )
         self.trajectory_encoder = TrajectoryEncoder(config.adaptor_dim, config.adaptor_groups, config.save_memory)
-        self.trajectory_decoder = TrajectoryDecoder(config.adaptor_dim, config.adaptor_groups, config.save_memory)
+        self.trajectory_decoder = TrajectoryDecoder(
+            config.adaptor_dim, config.adaptor_groups, config.save_memory, config.residual
+        )
         for name, values in zip(("mean", "std"), constants, strict=True):
             self.register_buffer(name, torch.tensor(values), persistent=z != len(MEAN))
 
@@ -180,7 +190,8 @@ class MotionVae(nn.Module):
 
     def pseudo_video(self, motion: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B 3 T H W"]:
         """Normalised displacements as a video in (-1, 1)."""
-        return 2 * self.trajectory_encoder(motion.to(self.trajectory_encoder.conv_in.weight)) - 1
+        like = self.trajectory_encoder.conv_in.weight
+        return 2 * self.trajectory_encoder(self.config.gain * motion.to(like)) - 1
 
     def encode(self, motion: Float[Tensor, "B 3 T H W"]) -> Posterior:
         """Latents of normalised displacements; gradients reach the trajectory encoder."""
@@ -188,7 +199,7 @@ class MotionVae(nn.Module):
 
     def decode(self, latents: Float[Tensor, "B Z t h w"]) -> Float[Tensor, "B 3 T H W"]:
         """Normalised displacements of standardised latents."""
-        return self.trajectory_decoder(self.decode_video(latents))
+        return self.trajectory_decoder(self.decode_video(latents)) / self.config.gain
 
     def encode_video(self, video: Float[Tensor, "B 3 T H W"]) -> Posterior:
         """Latents of a video in [-1, 1].
