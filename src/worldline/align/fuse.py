@@ -52,15 +52,25 @@ class FrameFields:
         return replace(self, **{name: v.cpu() for name, v in every.items() if v is not None})
 
 
+def beside_ray(
+    q: Float[Tensor, "k *p 3"], ray: Float[Tensor, "*p 3"], square: Float[Tensor, "*p"]
+) -> tuple[Float[Tensor, "k *p"], Float[Tensor, "k *p"]]:
+    """Depth of the point of the ray nearest to q, and the squared distance there: |D a - q|^2 = |a|^2 (D - d)^2 + e."""
+    along = dot(q, ray) / square
+    rest = q - along[..., None] * ray
+    return along, dot(rest, rest)
+
+
 def depth_sweep(
     q: Float[Tensor, "k *p 3"], weight: Float[Tensor, "k *p"], ray: Float[Tensor, "*p 3"], sweeps: int
 ) -> Float[Tensor, "*p"]:
     """Depth along each ray with the smallest weighted sum of distances to the points q; 0 where weight is 0."""
-    along = dot(q, ray) / dot(ray, ray)
+    square = dot(ray, ray)
+    along, aside = beside_ray(q, ray, square)
     omega = weight
     depth = (omega * along).sum(0) / omega.sum(0).clamp_min(1e-12)
     for _ in range(sweeps if len(q) > 1 else 0):
-        distance = (depth[None, ..., None] * ray - q).norm(dim=-1)
+        distance = (square * (depth - along) ** 2 + aside).sqrt()
         omega = weight / distance.clamp_min(1e-5 * depth.abs() + 1e-12)
         depth = (omega * along).sum(0) / omega.sum(0).clamp_min(1e-12)
     return depth

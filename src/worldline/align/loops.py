@@ -26,7 +26,7 @@ from worldline.align.synchronize import close, masked_quantile
 from worldline.geometry.pose import Similarity, from_rt, so3_log
 
 _PATCH = 5  # cells of a key frame's grid, each side
-_MOST_LOOPS = 16  # their windows couple with everything, which costs time
+_MOST_LOOPS = 8  # their windows couple with everything, which costs time and memory
 _CANDIDATES = 48
 _LEAST_OVERLAP = 0.35
 _LEAST_MATCHES = 24
@@ -172,6 +172,17 @@ def fit_surfaces(keys: Keyframes, view: _View, start: Start, size: tuple[int, in
     z = local[..., 2]
     usable = (keys.weight > 0) & (z > 0)
     inverse = torch.where(usable, 1 / z.clamp_min(1e-9), torch.zeros_like(z))
+    parts = [_planes(*part) for part in zip(*(v.split(16) for v in (ray, inverse, usable)), strict=True)]
+    plane, fitted, relative, count = (torch.cat(values) for values in zip(*parts, strict=True))
+    enough = usable & (count > 0.6 * _PATCH**2) & (fitted > 0)
+    noise = float(masked_quantile(relative.flatten(), enough.flatten(), 0.3))
+    good = enough & (relative < max(2 * noise, 0.01)) & (relative < 2 * _MOST_NOISE)
+    depth = torch.where(good, 1 / fitted.clamp_min(1e-12), torch.where(usable, z, torch.zeros_like(z)))
+    return Surfaces(points=depth[..., None] * ray, plane=plane, good=good, noise=noise)
+
+
+def _planes(ray: Tensor, inverse: Tensor, usable: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Plane around every cell, its inverse depth there, the relative error of the cells around, how many they are."""
     w = usable.double()
 
     def box(values: Tensor) -> Tensor:
@@ -186,12 +197,7 @@ def fit_surfaces(keys: Keyframes, view: _View, start: Start, size: tuple[int, in
     plane = torch.linalg.solve(A, b[..., None])[..., 0]
     error = (square - (plane * b).sum(-1)).clamp_min(0) / count.clamp_min(1)
     fitted = (plane * ray).sum(-1)
-    relative = error.sqrt() / fitted.clamp_min(1e-12)
-    enough = usable & (count > 0.6 * _PATCH**2) & (fitted > 0)
-    noise = float(masked_quantile(relative.flatten(), enough.flatten(), 0.3))
-    good = enough & (relative < max(2 * noise, 0.01)) & (relative < 2 * _MOST_NOISE)
-    depth = torch.where(good, 1 / fitted.clamp_min(1e-12), torch.where(usable, z, torch.zeros_like(z)))
-    return Surfaces(points=depth[..., None] * ray, plane=plane, good=good, noise=noise)
+    return plane, fitted, error.sqrt() / fitted.clamp_min(1e-12), count
 
 
 def _relative(pairs: Tensor, view: _View) -> Similarity:

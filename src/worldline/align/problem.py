@@ -68,6 +68,7 @@ class Refinement:
         matches: FlowMatches | None = None, loops: Loops | None = None,
     ) -> None:  # fmt: skip
         self.flow, self.matches, self.loops = flow, matches, loops
+        self.closing = False  # loops join once windows are seen to miss them: a good chain is better without
         self.samples, self.xy, self.rays, self.size = samples, xy, rays, size
         self.used = samples.weight > 0
         tied = None if loops is None else torch.cat([loops.window, loops.other]).unique()
@@ -195,8 +196,8 @@ class Refinement:
             out.append(self._flow_term(state, noise.flow, noise.flow_weight))
         if noise.meeting is not None:
             out.append(self._scene_flow_term(noise.meeting, noise.point_weight))
-        if self.loops is not None:
-            out.append(LoopTerm(loops=self.loops, sigma=self.loops.floor / NORMAL_MEDIAN, weight=self.loops.weight))
+        if self.loops is not None and self.closing:
+            out.append(LoopTerm(loops=self.loops, sigma=2 * self.loops.floor / NORMAL_MEDIAN, weight=self.loops.weight))
         return out + focal
 
     def _ray_term(self, state: State, rays: RayViews) -> RayTerm:

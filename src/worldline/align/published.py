@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worldline.align.camera_terms import RayTerm, ScaleGaugeTerm, SmoothnessTerm
 from worldline.align.energy import Energy, sample_depths, with_depth
-from worldline.align.fuse import depth_sweep
+from worldline.align.fuse import beside_ray, depth_sweep
 from worldline.align.initialize import Start
 from worldline.align.kernels import NormKernel
 from worldline.align.rays import RayViews
@@ -209,19 +209,23 @@ def published_depth(
     depth = depth_sweep(q, weight, ray, 4)
     fallback = depth[depth > 0].median() if bool((depth > 0).any()) else torch.ones_like(depth).mean()
     x = torch.where(depth > 1e-3 * fallback, depth, fallback).log()
-    square, along = dot(ray, ray), dot(q, ray)
+    square = dot(ray, ray)
+    along, aside = beside_ray(q, ray, square)
 
     def cost(x: Tensor) -> Tensor:
-        value = (weight * (x.exp()[None, ..., None] * ray - q).norm(dim=-1)).sum(0)
+        depth = x.exp()
+        value = (weight * (square * (depth - along) ** 2 + aside).sqrt()).sum(0)
         if inverse is not None and inverse_weight is not None:
-            value = value + (inverse_weight * (1 / (x.exp() + 1e-6) - inverse).abs()).sum(0)
+            value = value + (inverse_weight * (1 / (depth + 1e-6) - inverse).abs()).sum(0)
         return value
 
     current, damping = cost(x), torch.zeros_like(x)
     for _ in range(sweeps):
         depth = x.exp()
-        omega = weight / (depth[None, ..., None] * ray - q).norm(dim=-1).clamp_min(1e-6)
-        g, h = (omega * (depth * square - along) * depth).sum(0), (omega * square * depth**2).sum(0)
+        off = depth - along
+        omega = weight / (square * off**2 + aside).sqrt().clamp_min(1e-6)
+        scale = square * depth
+        g, h = scale * (omega * off).sum(0), scale * depth * omega.sum(0)
         if inverse is not None and inverse_weight is not None:
             z = 1 / (depth + 1e-6)
             omega = inverse_weight / (z - inverse).abs().clamp_min(1e-6)

@@ -78,10 +78,11 @@ def refine_all(
     for _ in range(_LOOP_ROUNDS):
         if problem.loops is None or problem.loops.weighted(state.windows) is problem.loops:
             break
-        problem.loops = problem.loops.weighted(state.windows)
+        problem.loops, problem.closing = problem.loops.weighted(state.windows), True
         state, noise, smooth, energy = _round(problem, state, smooth, focal_terms, 10)
     notes: dict[str, Any] = {
         "objective": {name: round(value, 6) for name, value in energy.costs(state).items()},
+        **({} if problem.loops is None else {"loops_missed": problem.closing}),
         "noise": {
             "lateral_px": float(noise.lateral.values.median()), "range_relative": float(noise.along.values.median()),
             "independent_share": noise.point_weight,

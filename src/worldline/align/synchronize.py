@@ -301,7 +301,7 @@ def close(
     windows = start
     for attempt in range(6):
         missed = float(loops.residual(windows)[0].abs().quantile(0.5))
-        problem = _Synchronisation(pairs, use, tau, fixed, loops, max(2 * missed, 2 * loops.floor))
+        problem = _Synchronisation(pairs, use, tau, fixed, loops, max(2 * missed, 4 * loops.floor))
         windows = minimise(problem, windows, LMConfig(iterations=8, tolerance=1e-3)).state
         heavier = loops.weighted(windows)
         if heavier is loops and attempt > 0:
