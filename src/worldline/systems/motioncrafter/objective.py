@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from worldline.diffusion.edm import Preconditioning, loss_weight
 from worldline.systems.motioncrafter import losses
 from worldline.systems.motioncrafter.conditioning import clip_pixels
-from worldline.systems.motioncrafter.networks import MotionCrafter, VideoUNet
+from worldline.systems.motioncrafter.networks import MotionCrafter
 from worldline.systems.motioncrafter.representation import Channels, to_maps
 
 PAPER_GRIDS = (4, 16, 64)
@@ -303,7 +303,7 @@ def noised(
 
 
 def denoised(
-    unet: VideoUNet,
+    unet: Callable[..., Tensor],
     noisy: Float[Tensor, "B T C h w"],
     sigma: Float[Tensor, " B"],
     condition: Float[Tensor, "B T K h w"],
