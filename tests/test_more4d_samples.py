@@ -10,8 +10,12 @@ import torch
 from torch import nn
 
 import worldline.training as training
+from curate_case import noise_video, tracked
 from more4d_tiny import TINY, fill, motion
-from worldline.systems.more4d import pool, recipes, train
+from worldline.data.curate.record import write_record
+from worldline.data.curate.release import render
+from worldline.render.splat import splat
+from worldline.systems.more4d import pool, recipes, records, train
 from worldline.systems.more4d.buckets import Buckets, bucket_of
 from worldline.systems.more4d.latents import Kept, RememberedTexts, encode_fill, encode_motion
 from worldline.systems.more4d.networks import MoRe4D, build
@@ -169,3 +173,34 @@ def test_accelerate_understands_the_launch_files(name: str) -> None:
         assert args.fsdp_transformer_layer_cls_to_wrap == GuidedBlock.__name__
     else:
         assert args.zero_stage == int(name[-1])
+
+
+@pytest.fixture(scope="module")
+def curated_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("curated")
+    for number, size in enumerate([(32, 48), (48, 32), (32, 48)]):
+        clip = tracked(noise_video(size), size)
+        write_record(
+            folder / f"{number:06}_record.npz", clip, render(clip, splat).covered, {"caption": f"clip {number}"}
+        )
+    return folder
+
+
+def test_records_are_trained_in_their_shapes_and_encoded_once(
+    curated_folder: Path, model: MoRe4D, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = recipes.mini(networks=TINY).stages[2]
+    stage = replace(stage, train=replace(stage.train, batch_size=2))
+    make = records.bucketed(curated_folder, tmp_path, side=24, multiple=8)(stage, model, "cpu")
+    batches = [make(index) for index in range(2)]
+    shapes = {tuple(batch.mean.shape[-2:]) for batch in batches}
+    assert shapes == {(4, 6), (6, 4)}  # a wide batch and a high one, a cell for 4x4 pixels
+    assert {caption for batch in batches for caption in batch.captions} == {"clip 0", "clip 1", "clip 2"}
+    for batch in batches:
+        loss = stage.objective(model, batch, torch.Generator().manual_seed(0))["velocity"]
+        assert bool(loss.isfinite())
+    monkeypatch.setattr(records, "encode_motion", lambda *args: pytest.fail("encoded again"))
+    again = records.bucketed(curated_folder, tmp_path, side=24, multiple=8)(stage, model, "cpu")(0)
+    assert torch.equal(again.mean, batches[0].mean)
+    with pytest.raises(FileNotFoundError, match="no records"):
+        records.bucketed(tmp_path / "kept", tmp_path)
