@@ -261,7 +261,8 @@ def probability(support: np.ndarray, precision: np.ndarray) -> np.ndarray:
     """Probability [H, W] that depth is within 10 % of the truth, at one scale per clip.
 
     A logistic function of the propagated support [H, W] in [0, 1] and of the precision r sqrt(information) / noise (how
-    many standard deviations the inverse depth is from zero), fitted on clips with truth; see the README's table.
+    many standard deviations the inverse depth is from zero), fitted on clips with truth; benchmarks/RESULTS.md shows
+    how well it holds.
     """
     odds = np.maximum(np.log((support + 0.01) / (1.01 - support)), 0)
     logit = -1.75 + 0.28 * odds * np.log(np.clip(precision, 1, 300))
