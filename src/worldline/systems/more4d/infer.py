@@ -87,7 +87,7 @@ def generate(
     """
     config = config or SamplingConfig()
     _check_picture(image)
-    sizes, device = model.config, model.device
+    sizes = model.config
 
     # 1. the picture at the model's size and at that of the tracks, cropped
     small, large = Fitted.of(image, sizes.size), Fitted.of(image, size or sizes.size)
@@ -97,30 +97,41 @@ def generate(
     far, near = small.maps(guess.filled()), large.maps(guess.filled())
     camera = large.intrinsics(guess.intrinsics)
 
-    # 3. what the generator is told
-    picture = (2 * small.image - 1).movedim(-1, 0)[None].to(device)
-    conditions = generator_conditions(model.vae, picture, far[None].to(device), sizes.frames, sizes.stills)
-    velocity = _generator(model, conditions, picture, prompt, config)
-
-    # 4. a latent, and the motion it stands for
-    noise = _noise((1, sizes.vae.z_dim, *sizes.latent_size), config.seed, device)
-    latent = flow.sample(
-        velocity, noise, steps=config.steps, shift=config.shift, step_name="generate", progress=progress
-    )
-    motion = to_maps(model.vae.decode(latent).float())[0].clamp(-config.largest, config.largest)
-    motion = motion.to(near) * (torch.arange(sizes.frames, device=near.device) > 0)[:, None, None, None]
+    # 3. the motion that the generator sees in it
+    motion = _motion(model, small.image, far, prompt, config, progress).to(near)
     if size is not None and size != sizes.size:
         motion = along_edges(motion, small.image.to(motion), far.to(motion), large.image.to(motion), near.to(motion))
 
-    # 5. tracks: the normalisation undone with the constants of training
+    # 4. tracks: the normalisation undone with the constants of training
     normalization = DepthGuidedMotion(
         reference=from_depth(near, camera), focal=_focal(model, camera, (near.shape[0], near.shape[1]))
     )
     points = normalization.invert(motion)
 
-    # 6. what the camera, which stands still, sees of them
+    # 5. what the camera, which stands still, sees of them
     provenance = provenance or Provenance(system="more4d", settings={**asdict(config), "prompt": prompt})
     return _standing(points, camera, large.image, config.fps, guess.scale, provenance)
+
+
+def _motion(
+    model: MoRe4D,
+    image: Float[Tensor, "H W 3"],
+    depth: Float[Tensor, "H W"],
+    prompt: str,
+    config: SamplingConfig,
+    progress: Progress,
+) -> Float[Tensor, "T H W 3"]:
+    """Normalised motion of a picture at the model's size: zero at first, outliers clamped."""
+    sizes, device = model.config, model.device
+    picture = (2 * image - 1).movedim(-1, 0)[None].to(device)
+    conditions = generator_conditions(model.vae, picture, depth[None].to(device), sizes.frames, sizes.stills)
+    velocity = _generator(model, conditions, picture, prompt, config)
+    noise = _noise((1, sizes.vae.z_dim, *sizes.latent_size), config.seed, device)
+    latent = flow.sample(
+        velocity, noise, steps=config.steps, shift=config.shift, step_name="generate", progress=progress
+    )
+    motion = to_maps(model.vae.decode(latent).float())[0].clamp(-config.largest, config.largest)
+    return motion * (torch.arange(sizes.frames, device=device) > 0)[:, None, None, None]
 
 
 def _check_picture(image: Tensor) -> None:

@@ -200,12 +200,8 @@ class WanTransformer4D(WanTransformer3DModel):
         if reference is not None:
             front = self.ref_conv(reference).flatten(2).transpose(1, 2)
             tokens, extra = torch.cat([front, tokens], 1), front.shape[1]
-        shape = (
-            hidden_states[:1, :1]
-            .new_empty(1)
-            .expand(1, 1, hidden_states.shape[2] + (patch[0] if extra else 0), *hidden_states.shape[3:])
-        )
-        rotary = self.rope(shape)
+        steps = hidden_states.shape[2] + (patch[0] if extra else 0)
+        rotary = self.rope(hidden_states.new_empty(1).expand(1, 1, steps, *hidden_states.shape[3:]))
 
         # 2. time, text and image
         temb, modulation, context = self._context(timestep, text, image)
