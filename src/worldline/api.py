@@ -94,10 +94,7 @@ def reconstruct(
     # 2. The frames, at the size the system works at, and what is known about them.
     source = video.size if isinstance(video, Video) else VideoReader(video).size
     clip = _frames(video, frames, check_size(source, size, entry))
-    given = priors or Priors()
-    if isinstance(given, PriorFiles):
-        given = given.read(clip, source, parse_frames(frames) if isinstance(frames, str) else frames)
-    known = _with_focal(given, focal_px, source, clip.size)
+    known = _with_focal(_read(priors, clip, source, frames), focal_px, source, clip.size)
     chosen: dict[str, Any] = {"window": window, "overlap": overlap, "seed": seed}
     chosen_system = {"system": system, "refine": refine, "weights": weights}
     settings = _settings(video, clip, **chosen_system, frames=str(frames), focal_px=focal_px, **chosen)
@@ -109,6 +106,15 @@ def reconstruct(
         prior_and_parallax(clip, loading, options, prior) if refined else _reconstruct(entry, clip, loading, options)
     )
     return replace(scene, provenance=_provenance(scene, settings, started))
+
+
+def _read(
+    priors: Priors | PriorFiles | None, clip: Video, source: tuple[int, int], frames: slice | str | None
+) -> Priors:
+    """What is known about the chosen frames, read from files if need be."""
+    if isinstance(priors, PriorFiles):
+        return priors.read(clip, source, parse_frames(frames) if isinstance(frames, str) else frames)
+    return priors or Priors()
 
 
 def _refined(system: str, refine: str) -> bool:
