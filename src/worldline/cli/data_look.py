@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from worldline.cli.console import note, result, result_json
+from worldline.cli.view import watch
 
 if TYPE_CHECKING:
     from worldline.data.store import ClipStore, Entry
@@ -174,16 +175,7 @@ def _view(args: ViewClip) -> int:
     scene = stored.scene(parse_frames(args.frames))
     note(f"{stored.entry.name}: {len(scene)} of {len(stored)} frames")
     with view(scene, args.port, playing=True) as studio:
-        result(studio.url)
-        note("Open this address in a browser; Ctrl-C ends the viewer.")
-        if args.open:
-            import webbrowser
-
-            webbrowser.open(studio.url)
-        try:
-            studio.wait()
-        except KeyboardInterrupt:
-            note("")
+        watch(studio, args.open)
     return 0
 
 

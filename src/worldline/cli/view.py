@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from worldline.cli.console import note, result
+
+if TYPE_CHECKING:
+    from worldline.viewer.studio import Studio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +36,19 @@ def run(args: View) -> int:
     from worldline.viewer.studio import view
 
     with view(args.scene, args.port, playing=args.play) as studio:
-        result(studio.url)
-        note("Open this address in a browser; Ctrl-C ends the viewer.")
-        if args.open:
-            import webbrowser
-
-            webbrowser.open(studio.url)
-        try:
-            studio.wait()
-        except KeyboardInterrupt:
-            note("")
+        watch(studio, args.open)
     return 0
+
+
+def watch(studio: Studio, browser: bool) -> None:
+    """Say where the viewer is, open a browser if asked to, and wait for Ctrl-C."""
+    result(studio.url)
+    note("Open this address in a browser; Ctrl-C ends the viewer.")
+    if browser:
+        import webbrowser
+
+        webbrowser.open(studio.url)
+    try:
+        studio.wait()
+    except KeyboardInterrupt:
+        note("")
