@@ -139,14 +139,8 @@ def _video_system(entry: Card, loading: Loading) -> VideoSystem:
 def prior_and_parallax(clip: Video, loading: Loading, options: Options, prior: Card | None = None) -> Scene4D:
     """The default system: what a network believes, corrected by the parallax it can be checked against.
 
-    Args:
-        clip: the frames, at the size to work at.
-        loading: where the network runs, and its weights.
-        options: as for any system; windows are the network's.
-        prior: the network's system; default the best embedded one.
-
-    Returns:
-        The parallax system's scene, with depth it cannot see filled in from the network.
+    `clip` has the size to work at; `prior` is the network's system, by default the best embedded one, with the weights
+    of `loading` and the windows of `options`. The scene is the parallax system's.
     """
     from worldline.geometry.pointmap import scene_depth
     from worldline.systems.parallax.infer import ParallaxConfig, infer
@@ -158,20 +152,10 @@ def prior_and_parallax(clip: Video, loading: Loading, options: Options, prior: C
     # 2. Its depth as a prior, each frame up to scale.
     depth = scene_depth(network).where(network.valid, torch.nan)
     # 3. Cameras, depth and motion from flow, with that prior where flow says nothing.
-    scene = infer(
-        clip,
-        ParallaxConfig(pixels=None),
-        prior=depth,
-        priors=options.priors,
-        cache=options.cache,
-        progress=options.progress,
-    )
-    made_by = replace(
-        scene.provenance,
-        system=f"{PARALLAX}+{entry.name}",
-        weights_sha256=network.provenance.weights_sha256,
-    )
-    return replace(scene, provenance=made_by)
+    known: dict[str, Any] = {"priors": options.priors, "cache": options.cache, "progress": options.progress}
+    scene = infer(clip, ParallaxConfig(pixels=None), prior=depth, **known)
+    made_by = replace(scene.provenance, system=f"{PARALLAX}+{entry.name}")
+    return replace(scene, provenance=replace(made_by, weights_sha256=network.provenance.weights_sha256))
 
 
 def generate(
