@@ -326,8 +326,7 @@ def train(
         raise ValueError(f"{out} is not empty; resume it (--resume), or choose another folder (--out).")
     chosen = options if seed is None else {"seed": seed, **options}
     plan = training.recipe_of(chosen) if recipe is None else recipe
-    if fraction != 1.0:
-        plan = scaled(plan, fraction)
+    plan = plan if fraction == 1.0 else scaled(plan, fraction)
     if data:
         source, plan = source_of(training, data, workers), noted(plan, data=" ".join(data))
     where = choose_device(device if device != "auto" or torch.cuda.is_available() else "cpu")
