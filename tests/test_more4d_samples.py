@@ -69,7 +69,7 @@ def test_a_pass_sees_every_sample_once(scenes: Pool, model: MoRe4D) -> None:
 
 @pytest.mark.parametrize("kind", ["motion", "fill"])
 def test_kept_latents_give_the_same_loss(kind: str, scenes: Pool, model: MoRe4D) -> None:
-    stage = recipes.mini(networks=TINY).stages[2 if kind == "motion" else 3]
+    stage = recipes.mini(networks=TINY).stages[-2 if kind == "motion" else -1]
     kept = pool.batches(scenes, f"{kind} latents", 4, model)(0)  # type: ignore[arg-type]
     files = list(scenes.folder.glob(f"{kind}-latents-*/*.safetensors"))
     assert files
@@ -189,7 +189,7 @@ def curated_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_records_are_trained_in_their_shapes_and_encoded_once(
     curated_folder: Path, model: MoRe4D, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = recipes.mini(networks=TINY).stages[2]
+    stage = recipes.mini(networks=TINY).stages[-2]
     stage = replace(stage, train=replace(stage.train, batch_size=2))
     make = records.bucketed(curated_folder, tmp_path, side=24, multiple=8)(stage, model, "cpu")
     batches = [make(index) for index in range(2)]
