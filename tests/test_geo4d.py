@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from geo4d_tiny import SMALL, live, video
 from worldline.data.synthetic import render_clip
 from worldline.diffusion import ddim
+from worldline.evaluation.baselines import plane, still_scene
 from worldline.geometry import fit, pointmap, pose
 from worldline.scene import Video
 from worldline.systems.geo4d import infer as g4
@@ -291,6 +292,39 @@ def test_the_alignment_is_told_only_what_is_asked_for(model, monkeypatch):
     assert told[0].ray_direction is None and told[0].disparity is not None
     assert not g4.infer(video(4), model, g4.InferConfig(modalities=("points",))).extras
     assert told[1].ray_direction is None and told[1].disparity is None
+
+
+def test_a_clip_of_400_frames_is_read_window_by_window(model, monkeypatch):
+    """133 windows, where upstream breaks at 80; the alignment has its own tests, and a benchmark of 1,000 frames."""
+    read = []
+
+    class Quick:
+        def scene(self, clip, provenance):
+            return still_scene(clip, plane(clip.size), "quick")
+
+    def solve(windows, count, *rest, **options):
+        read.extend(window.frames for window in windows)
+        return Quick()
+
+    monkeypatch.setattr(g4.alignment, "solve", solve)
+    cache = Kept()
+    scene = g4.infer(video(400, (8, 8)), model, g4.InferConfig(stride=3), cache=cache)
+    assert len(scene) == 400 and len(cache) == len(read) == 133 and cache.asked > 2 * 133
+    assert {frame for frames in read for frame in frames} == set(range(400))
+    assert all(set(a) & set(b) for a, b in zip(read, read[1:], strict=False))
+    assert scene.extras["disparity"].shape == (400, 8, 8)
+
+
+def test_a_kept_alignment_is_not_taken_for_that_of_other_modalities(model):
+    """One cache for all: with rays the cameras are others than without, as if nothing had been kept."""
+    clip, cache = video(4), Kept()
+    told = [("points",), ("points", "ray_direction", "ray_moment")]
+    kept, fresh = (
+        [g4.infer(clip, model, g4.InferConfig(modalities=m), cache=c).cameras.cam2world for m in told]
+        for c in (cache, None)
+    )
+    assert not torch.allclose(kept[0], kept[1])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(kept, fresh, strict=True))
 
 
 def test_windows_must_overlap_and_have_the_length_of_the_context(model):

@@ -168,12 +168,23 @@ def test_a_malicious_checkpoint_is_refused_and_not_run(states, vae_file, tmp_pat
     assert not trace.exists()
 
 
-def test_a_framework_shell_cannot_be_a_way_in(states, vae_file, tmp_path):
-    """A class named after a framework is read as an empty shell whatever it is asked to do."""
+def test_a_framework_shell_cannot_be_a_way_in(states, tmp_path, monkeypatch):
+    """What is named after a framework is read as an empty shell, even when there is something of that name to run."""
     path, trace = tmp_path / "model.ckpt", tmp_path / "executed"
-    lightning(states[0], path)
-    read = conversion.read_model(path)
-    assert read.keys() == states[0].keys() and not trace.exists()
+    module = types.ModuleType("pytorch_lightning.callbacks")
+
+    def run(where):
+        Path(where).touch()
+
+    run.__module__, run.__qualname__, module.run = module.__name__, "run", run
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", types.ModuleType("pytorch_lightning"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    armed = type("Armed", (), {"__reduce__": lambda self: (run, (str(trace),))})()
+    torch.save({"state_dict": states[0], "callbacks": armed}, path)
+    assert conversion.read_model(path).keys() == states[0].keys()
+    assert not trace.exists()
+    torch.load(path, weights_only=False)  # it was armed
+    assert trace.exists()
 
 
 def test_another_noise_schedule_is_refused(states, vae_file, tmp_path):

@@ -105,6 +105,6 @@ class PartialRun:
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
     total = 0
     for name in sorted(tensors):
-        raw = tensors[name].contiguous().flatten().view(torch.uint8).numpy()
+        raw = tensors[name].flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy()
         total = zlib.crc32(raw.tobytes(), zlib.crc32(name.encode(), total))
     return str(total)

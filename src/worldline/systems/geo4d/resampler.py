@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -71,7 +74,7 @@ class Resampler(nn.Module):
             latents = latents.unflatten(1, (tokens.shape[1], -1)).flatten(0, 1)
             tokens = tokens.flatten(0, 1)
         tokens = self.proj_in(tokens)
-        for attention, feed_forward in self.layers:
+        for attention, feed_forward in cast(Iterable[tuple[nn.Module, nn.Module]], self.layers):
             latents = latents + attention(tokens, latents)
             latents = latents + feed_forward(latents)
         return self.norm_out(self.proj_out(latents)).reshape(batch, -1, self.config.output_dim)

@@ -19,7 +19,8 @@ class UncertaintyBranch(nn.Module):
     def __init__(self, channels: int, norm_groups: int):
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResnetBlock2D(in_channels=channels, temb_channels=None, groups=norm_groups, eps=1e-6) for _ in range(2)
+            ResnetBlock2D(in_channels=channels, temb_channels=None, groups=norm_groups, eps=1e-6)  # type: ignore[arg-type]
+            for _ in range(2)
         )
         self.norm_out = nn.GroupNorm(norm_groups, channels, eps=1e-6)
         self.conv_out = nn.Conv2d(channels, 1, 3, padding=1)
