@@ -180,7 +180,7 @@ def test_tracks_must_lie_on_what_is_seen(ball: Scene4D) -> None:
 
 def test_a_sensor_may_say_that_it_is_bad(ball: Scene4D) -> None:
     torch.manual_seed(1)
-    depth = pointmap.scene_depth(ball).double() * (1 + 0.07 * torch.randn(len(ball), 1, 1).double())
+    depth = pointmap.scene_depth(ball).double() * (1 + 0.05 * torch.randn(len(ball), 1, 1).double())
     assert ball.cameras is not None
     points = pose.transform(ball.cameras.cam2world, pointmap.from_depth(depth, ball.cameras.intrinsics)).float()
     noisy = replace(ball, points=points, scene_flow=None, flow_valid=None)
