@@ -184,9 +184,10 @@ def test_a_sensor_may_say_that_it_is_bad(ball: Scene4D) -> None:
     assert ball.cameras is not None
     points = pose.transform(ball.cameras.cam2world, pointmap.from_depth(depth, ball.cameras.intrinsics)).float()
     noisy = replace(ball, points=points, scene_flow=None, flow_valid=None)
-    strict = check_scene(noisy)
+    near = CheckConfig(gap=1)  # the ball, whose motion is not told here, has hardly moved
+    strict = check_scene(noisy, near)
     facts = replace(noisy.provenance, settings={"depth_tolerance": 0.3})
-    forgiving = check_scene(replace(noisy, provenance=facts))
+    forgiving = check_scene(replace(noisy, provenance=facts), near)
     assert strict.verdict == "fails" and forgiving.verdict == "passes"
     assert any("within 30 %" in outcome.note for outcome in forgiving.outcomes)
 
