@@ -265,7 +265,7 @@ def test_finished_windows_are_not_made_again_and_stay_in_the_cache(model, monkey
     monkeypatch.setattr(g4.Observer, "observe", lambda *_: pytest.fail("a finished window was made again"))
     assert [torch.equal(a.points, b.points) for a, b in zip(seen, expected, strict=True)] == [True, True]
     assert cache.asked == 4  # fetched when asked for, not held
-    again = g4.observe_all(clip, model, cache=cache).told(("points",))
+    again = g4.told(g4.observe_all(clip, model, cache=cache), ("points",))
     assert again[-1].disparity is None and seen[-1].disparity is not None
     with pytest.raises(IndexError):
         seen[2]

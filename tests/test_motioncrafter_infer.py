@@ -25,6 +25,7 @@ from worldline.systems.motioncrafter.networks import (
     unet_weights_from_prior,
 )
 from worldline.systems.motioncrafter.representation import to_channels, to_maps
+from worldline.systems.offload import placed
 
 
 def small(**choices) -> MotionCrafterConfig:
@@ -360,9 +361,9 @@ def test_fault_models_cannot_be_offloaded():
             return self
 
     network, there, home = Traveller(1, 1), torch.device("cuda"), torch.device("cpu")
-    with mc._at(network, home):
+    with placed(network, home):
         assert network.trips == []
-    with pytest.raises(KeyboardInterrupt), mc._at(network, there):
+    with pytest.raises(KeyboardInterrupt), placed(network, there):
         assert network.trips == [there]
         raise KeyboardInterrupt
     assert network.trips == [there, home]

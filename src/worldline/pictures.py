@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -49,7 +49,8 @@ def depth_prior(name: str | Path, device: torch.device, *, download: bool = Fals
     if text.startswith("transformers:"):
         return depth.TransformersDepth.by_name(text.removeprefix("transformers:"), device=device, download=download)
     if text == "unidepth" or text == "moge":
-        return depth.PackageDepth.by_name(text, device=device, download=download)
+        kind: Literal["unidepth", "moge"] = "unidepth" if text == "unidepth" else "moge"
+        return depth.PackageDepth.by_name(kind, device=device, download=download)
     if isinstance(name, Path) or Path(text).suffix in depth.DEPTH_FILES:
         values, scale = depth.read_depth(Path(text))
         return depth.GivenDepth(depth=values, scale=scale)

@@ -190,7 +190,7 @@ def _mix(args: Mix) -> int:
     if args.out.suffix != ".json":
         raise ValueError(f"{args.out} must be called *.json, so that it is known as a mixture.")
     named = mixture.parse(args.stores)
-    wished = {"split": args.split} if args.split else {}
+    wished: dict[str, Any] = {"split": args.split} if args.split else {}
     sources = tuple(
         replace(
             source,
@@ -203,7 +203,7 @@ def _mix(args: Mix) -> int:
     mixed = mixture.Mixture(sources=sources)
     opened = mixed.open()
     mixed.write(args.out)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "store": part.source.store,
             "share": share,

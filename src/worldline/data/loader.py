@@ -116,7 +116,9 @@ class ClipBatch:
 
     def to(self, device: torch.device | str) -> ClipBatch:
         """The batch on another device."""
-        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        moved: dict[str, Any] = {
+            f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+        }
         return replace(self, **moved)
 
 
@@ -203,7 +205,7 @@ class Loader:
         from torch.utils.data import DataLoader
 
         return DataLoader(
-            _Indexed(self),
+            _Indexed(self),  # type: ignore[arg-type]  # torch asks for no more than __getitem__ with a sampler
             batch_size=None,
             sampler=range(first, 1 << 62, self.step),  # type: ignore[arg-type]
             num_workers=self.config.workers,

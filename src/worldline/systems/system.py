@@ -53,8 +53,10 @@ class VideoSystem(Protocol):
 class PictureSystem(Protocol):
     """Anything that turns a picture into tracks, and tracks or scenes into videos along a camera path."""
 
-    parameters: int
-    """Number of learned parameters."""
+    @property
+    def parameters(self) -> int:
+        """Number of learned parameters."""
+        ...
 
     def generate(self, picture: Any, prompt: str, depth_prior: Any, **options: Any) -> Tracks4D:
         """Tracks of the picture's pixels."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +14,7 @@ from worldline import windows
 from worldline.align import solve as alignment
 from worldline.align.config import Priors
 from worldline.align.observation import Observation
+from worldline.align.streaming import StreamedWindows
 from worldline.geometry import fit, pointmap
 from worldline.scene import Progress, Provenance, Scene4D, Video, no_progress
 from worldline.systems.geo4d.config import Modality
@@ -66,8 +67,8 @@ def infer(
     # 1. what the networks say about overlapping windows: points, disparity and rays in each window's own frame
     observations = observe_all(video, model, config, cache=cache, progress=progress)
     # 2. one world, and a camera for every frame (eq. 4-10)
-    told = observations.told(config.modalities)
-    aligned = alignment.solve(told, len(video), video.size, priors, config.align, progress, shelf=cache)
+    seen = told(observations, config.modalities)
+    aligned = alignment.solve(seen, len(video), video.size, priors, config.align, progress, shelf=cache)
     # 3. the scene, and how it was made
     settings = {
         **provenance.settings,
@@ -80,7 +81,7 @@ def infer(
     scene = aligned.scene(video, replace(provenance, settings=settings))
     if "disparity" not in config.modalities:
         return scene
-    return replace(scene, extras={**scene.extras, "disparity": world_disparity(told, scene)})
+    return replace(scene, extras={**scene.extras, "disparity": world_disparity(seen, scene)})
 
 
 def world_disparity(observations: Sequence[Observation], scene: Scene4D) -> Float[Tensor, "T H W"]:
@@ -113,7 +114,7 @@ def observe_all(
     *,
     cache: WindowCache | None = None,
     progress: Progress = no_progress,
-) -> Windows:
+) -> StreamedWindows:
     """What the networks say about every window of a video, before they are aligned.
 
     With a cache the windows stay there and are read again when they are asked for, so that memory does not grow with
@@ -130,26 +131,12 @@ def observe_all(
         made = _cached(cache, window, observer)
         observations.append(made if cache is None else None)
     progress("windows", len(plan), len(plan))
-    return Windows(lambda k: observations[k] or _cached(cache, plan[k], observer), len(plan))
+    return StreamedWindows(lambda k: observations[k] or _cached(cache, plan[k], observer), len(plan))
 
 
-class Windows(Sequence[Observation]):
-    """Observations that are fetched one by one."""
-
-    def __init__(self, fetch: Callable[[int], Observation], count: int) -> None:
-        self._fetch, self._count = fetch, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> Observation:  # type: ignore[override]
-        if not -self._count <= index < self._count:
-            raise IndexError(index)
-        return self._fetch(index % self._count)
-
-    def told(self, modalities: tuple[Modality, ...]) -> Windows:
-        """The same without what the alignment is not to know."""
-        return Windows(lambda k: _told(self._fetch(k), modalities), self._count)
+def told(observations: Sequence[Observation], modalities: tuple[Modality, ...]) -> StreamedWindows:
+    """The same windows without what the alignment is not to know."""
+    return StreamedWindows(lambda k: _told(observations[k], modalities), len(observations))
 
 
 def window_plan(num_frames: int, model: Geo4D, config: InferConfig) -> list[range]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +18,7 @@ from worldline.systems.geo4d import representation as rep
 from worldline.systems.geo4d.config import MODALITIES, Modality
 from worldline.systems.geo4d.frames import Fit, FrameLatents
 from worldline.systems.geo4d.networks import Geo4D
+from worldline.systems.offload import placed
 
 USUAL_FPS = 24.0
 
@@ -91,7 +90,7 @@ class Observer:
         """
         # 1. the window's latents; a short video stands still after its end
         padded = [*window] + [window[-1]] * (self.model.config.window - len(window))
-        with _at(self.model.seeing, self.device):
+        with placed(self.model.seeing, self.device):
             seen = self.latents.of(padded) * self.model.seeing.config.scaling_factor
         # 2. latents of all modalities, for each seed, then their pictures
         runs = [self._pictures(self._denoise(seen, seed, window.start), len(window)) for seed in self.config.seeds]
@@ -106,7 +105,7 @@ class Observer:
         noise = torch.randn(shape, generator=generator).to(self.device)
         condition = seen.transpose(0, 1)[None]
         fps = torch.tensor([model.config.fps or self.video.fps or USUAL_FPS], device=self.device)
-        with _at(unet, self.device):
+        with placed(unet, self.device):
             context = model.prepared_context(seen.device)
             return ddim.sample(
                 lambda x, timestep: unet(torch.cat([x, condition], dim=1), timestep, context, fps),
@@ -122,11 +121,11 @@ class Observer:
         parts = {name: part[0].transpose(0, 1)[:count] / scale for name, part in model.split(latents[None]).items()}
         pictures = {}
         if self.config.point_decoder != "common":
-            with _at(model.point_vae, self.device):
+            with placed(model.point_vae, self.device):
                 points = parts.pop("points").split(self.config.chunk)
                 decoded = [model.point_vae.decode_with_uncertainty(z) for z in points]
             pictures["points"], pictures["uncertainty"] = (torch.cat(maps) for maps in zip(*decoded, strict=True))
-        with _at(model.vae, self.device):
+        with placed(model.vae, self.device):
             for name, part in parts.items():
                 if name.startswith("ray"):
                     part = _coarser(part, self.config.ray_reduction)
@@ -208,17 +207,3 @@ def _coarser(latents: Float[Tensor, "T Z h w"], by: int) -> Float[Tensor, "T Z h
     """Latents averaged over `by` x `by` cells, as far as both sides divide."""
     fits = by > 1 and latents.shape[-2] % by == 0 and latents.shape[-1] % by == 0
     return nn.functional.avg_pool2d(latents, by) if fits else latents
-
-
-@contextmanager
-def _at(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """A network on a device while it works, then back where it was (model offload)."""
-    home = next(module.parameters()).device
-    if home == device:
-        yield
-        return
-    module.to(device)
-    try:
-        yield
-    finally:
-        module.to(home)

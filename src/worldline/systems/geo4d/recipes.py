@@ -83,7 +83,7 @@ POINT_DECODER_WEIGHTS = {"points_nll": 1.0, "points_mark": 1.0}
 
 
 MINI_STEPS = {"autoencoder": 1200, "point-decoder": 100, "points": 300, "points-sizes": 100, "all": 2500}
-"""Steps of each stage of the weights in the package: 76 minutes of one core."""
+"""Steps of each stage of the weights in the package: 73 minutes of one core."""
 
 
 def mini(*, seed: int = 11, steps: Mapping[str, int] = MINI_STEPS) -> Recipe:

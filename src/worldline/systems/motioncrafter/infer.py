@@ -7,8 +7,7 @@ windows as they are).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, runtime_checkable
@@ -16,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldline import windows
 from worldline.align import solve as alignment
@@ -29,6 +28,7 @@ from worldline.systems.motioncrafter import sampling
 from worldline.systems.motioncrafter.conditioning import Padding, clip_pixels
 from worldline.systems.motioncrafter.networks import MotionCrafter
 from worldline.systems.motioncrafter.representation import to_maps
+from worldline.systems.offload import placed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ def observe(
     seeds = config.seeds if model.config.paradigm == "denoising" else config.seeds[:1]
     runs = []
     for seed in seeds:
-        with _at(model.unet, device):
+        with placed(model.unet, device):
             latents = sampling.predict(model, condition[None], tokens[None], steps=config.steps, seed=seed)[0]
         runs.append([to_maps(padding.crop(maps)) for maps in decode(model, latents, device, config.chunk)])
     points, flow = (torch.stack(maps) for maps in zip(*runs, strict=True))  # [seeds, T, H, W, 3]
@@ -180,7 +180,7 @@ def encode_rgb(
 ) -> Float[Tensor, "T C h w"]:
     """Condition latents of frames in [-1, 1]: posterior mean, unscaled, in the VAE's own precision."""
     dtype = model.rgb_vae.quant_conv.weight.dtype
-    with _at(model.rgb_vae, device):
+    with placed(model.rgb_vae, device):
         return torch.cat([model.rgb_vae.encode(part.to(device, dtype)).mode() for part in images.split(chunk)])
 
 
@@ -189,7 +189,7 @@ def encode_tokens(
 ) -> Float[Tensor, "T D"]:
     """One image token per frame in [-1, 1]; resized a few frames at a time."""
     dtype, size = next(model.image_encoder.parameters()).dtype, model.config.image_encoder.image_size
-    with _at(model.image_encoder, device):
+    with placed(model.image_encoder, device):
         parts = [clip_pixels(part.to(device).float(), size, chunk).to(dtype) for part in images.split(chunk)]
         return torch.cat([model.image_encoder(part).image_embeds for part in parts])
 
@@ -199,7 +199,7 @@ def decode(
 ) -> tuple[Float[Tensor, "T 3 H W"], Float[Tensor, "T 3 H W"]]:
     """Points and scene flow of scaled joint latents, on the CPU; in the precision of the decoders."""
     dtype = next(model.vae.parameters()).dtype
-    with _at(model.vae, device):
+    with placed(model.vae, device):
         parts = [
             model.vae.decode_joint((part.to(device).float() / model.config.scaling_factor).to(dtype))
             for part in latents.split(chunk)
@@ -264,17 +264,3 @@ def _cached(cache: WindowCache | None, window: range, make: Callable[[], Observa
 
 def _device(model: MotionCrafter, config: InferConfig) -> torch.device:
     return next(model.unet.parameters()).device if config.device is None else torch.device(config.device)
-
-
-@contextmanager
-def _at(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """A network on a device while it works, then back where it was (model offload)."""
-    home = next(module.parameters()).device
-    if home == device:
-        yield
-        return
-    module.to(device)
-    try:
-        yield
-    finally:
-        module.to(home)
