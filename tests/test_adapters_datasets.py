@@ -25,6 +25,7 @@ WRITERS = {
     "dynamic_replica": (),
     "flyingthings": (),
     "gta_sfm": ("h5py",),
+    "hololens": (),
     "kitti_depth": (),
     "kitti_odometry": (),
     "kitti_raw": (),
@@ -37,6 +38,7 @@ WRITERS = {
     "point_odyssey": (),
     "scannetpp": (),
     "sintel": (),
+    "slambook": (),
     "spring": ("h5py",),
     "synthia": (),
     "tapvid3d": (),
@@ -103,7 +105,7 @@ def test_a_damaged_file_is_named(written: tuple[str, Path, list[Expected]], tmp_
     dataset, root, expected = written
     for one in expected:
         for pattern in one.damage:
-            copy = tmp_path / "copy"
+            copy = tmp_path / root.name
             shutil.copytree(root, copy)
             (path,) = copy.glob(pattern)
             damage(path)
