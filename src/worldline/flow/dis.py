@@ -8,6 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+SMALL_PIXELS = 24_000
+"""Pictures with fewer pixels are doubled for DIS, which halves its noise."""
+
 
 @runtime_checkable
 class Flow(Protocol):
@@ -15,6 +18,15 @@ class Flow(Protocol):
 
     def __call__(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Flow [H, W, 2] float32 in pixels from `source` to `target`, both [H, W, 3] RGB or [H, W] grey, uint8."""
+        ...
+
+
+@runtime_checkable
+class SureFlow(Flow, Protocol):
+    """A flow that also knows how far off it is."""
+
+    def with_error(self, source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Flow [H, W, 2] and the expected length [H, W] of its error, both float32 in pixels."""
         ...
 
 
@@ -59,3 +71,13 @@ def doubled(flow: Flow) -> Flow:
         return cv2.resize(flow(*images), size, interpolation=cv2.INTER_AREA) / 2
 
     return larger
+
+
+def sized(flow: Flow, small_pixels: int = SMALL_PIXELS) -> Flow:
+    """The same flow, computed at twice the resolution where pictures have fewer than `small_pixels` pixels."""
+    larger = doubled(flow)
+
+    def by_size(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        return (larger if source.shape[0] * source.shape[1] < small_pixels else flow)(source, target)
+
+    return by_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from threading import Lock
@@ -15,10 +16,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from worldline.flow.dis import DisFlow, Flow
+from worldline.flow.dis import DisFlow, Flow, sized
 from worldline.flow.network import CELL, LEAST_SIZE, FlowNetwork, NetworkConfig
 
 EMBEDDED = Path(__file__).parent / "weights" / "mini.safetensors"
+BATCH_PIXELS = 64_000  # pairs are matched together up to this many pixels: beyond, caches are too small to gain
 KEPT = 24  # encodings remembered: a frame is in a pair per gap and direction
 
 
@@ -26,9 +28,9 @@ class LearnedFlow:
     """Flow of pictures by `FlowNetwork`; remembers the encodings of the pictures it saw last."""
 
     def __init__(self, network: FlowNetwork, hint: Flow | None = None) -> None:
-        """Use a network in evaluation mode with a source of hints; None means DIS."""
+        """Use a network in evaluation mode with a source of hints; None means DIS as in training."""
         self.network = network.eval().requires_grad_(False)
-        self.hint = hint or DisFlow()
+        self.hint = hint or sized(DisFlow())
         self._known: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
         self._lock = Lock()
 
@@ -48,6 +50,29 @@ class LearnedFlow:
         found = self.network.match(one, two, first, second, hint.to(one))
         flow = found.flow[0, :, :height, :width].permute(1, 2, 0).float().cpu().numpy()
         return np.ascontiguousarray(flow), found.log_error[0, 0, :height, :width].float().exp().cpu().numpy()
+
+    @torch.inference_mode()
+    def many(
+        self, pictures: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[Float[np.ndarray, "H W 2"], Float[np.ndarray, "H W"]]]:
+        """Flow and expected error of each pair (source, target) of pictures of one size, several at a time.
+
+        Twice as fast as one by one where pictures are small; each picture is encoded once.
+        """
+        height, width = pictures[0].shape[:2]
+        together = max(1, BATCH_PIXELS // (height * width))
+        known = {i: self._encoded(pictures[i]) for i in sorted({i for pair in pairs for i in pair})}
+        for start in range(0, len(pairs), together):
+            some = pairs[start : start + together]
+            one, two, first, second = (
+                torch.cat([known[pair[side]][part] for pair in some]) for part in (0, 1) for side in (0, 1)
+            )
+            coarse = np.stack([self.hint(pictures[a], pictures[b]) for a, b in some])
+            found = self.network.match(
+                one, two, first, second, _padded(torch.from_numpy(coarse).permute(0, 3, 1, 2)).to(one)
+            )
+            flows = found.flow[:, :, :height, :width].permute(0, 2, 3, 1).float().cpu().contiguous().numpy()
+            yield from zip(flows, found.log_error[:, 0, :height, :width].float().exp().cpu().numpy(), strict=True)
 
     def _encoded(self, picture: np.ndarray) -> tuple[Tensor, Tensor]:
         key = picture.tobytes()
