@@ -113,7 +113,7 @@ def test_the_check_knows_agreement_from_disagreement(scene: Scene4D) -> None:
 def test_check_reconstructs_the_video_again(scene: Scene4D, monkeypatch: pytest.MonkeyPatch) -> None:
     video = wl.synthesize(scene, "left", fill="nearest")
     asked = []
-    monkeypatch.setattr(api, "reconstruct", lambda clip, **options: asked.append(clip) or scene)
+    monkeypatch.setattr("worldline.api.synthesis.reconstruct", lambda clip, **options: asked.append(clip) or scene)
     facts = api.check_synthesis(video, scene, "left")
     assert asked[0] is video and 0 < facts["compared"] <= 1 and facts["depth_abs_rel"] is not None
 

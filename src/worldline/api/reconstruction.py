@@ -1,0 +1,147 @@
+"""`reconstruct`: a video to one scene, by any system, refined by parallax or not."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worldline.align.config import Priors
+from worldline.align.prior_files import PriorFiles
+from worldline.api.run import check_size, choose_device, clip_of, provenance_of, settings_of, working_size
+from worldline.geometry import camera as camera_geometry
+from worldline.io.store import PartialRun
+from worldline.io.video import VideoReader, parse_frames
+from worldline.scene import Progress, Scene4D, Video, no_progress
+from worldline.systems.registry import Card, card, of_kind
+from worldline.systems.system import Loading, Options, VideoSystem
+
+AUTO = "auto"
+AUTO_PRIOR = "motioncrafter-mini"
+PARALLAX = "parallax"
+REFINE = ("auto", PARALLAX, "none")
+
+
+def reconstruct(
+    video: str | Path | Video,
+    *,
+    system: str = "auto",
+    frames: slice | str | None = None,
+    size: tuple[int, int] | None = None,
+    window: int | None = None,
+    overlap: int | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    weights: str | None = None,
+    accept_license: bool = False,
+    refine: str = "auto",
+    focal_px: float | None = None,
+    priors: Priors | PriorFiles | None = None,
+    resume_beside: str | Path | None = None,
+    progress: Progress = no_progress,
+) -> Scene4D:
+    """Turn a video into a 4D scene at `size`: points, scene flow and cameras in the world of the first camera.
+
+    Args:
+        video: path of a video, picture or folder of pictures, or frames in memory.
+        system: a name from `systems()`; "auto" is the best that this machine runs without a download.
+        frames: which frames, a slice or "start:stop:step".
+        size: (H, W) to work at; default near what the system is made for, same aspect ratio, never enlarged.
+        window, overlap: frames per window and frames that windows share; default the system's own.
+        device: "auto" (CUDA, else MPS, else CPU) or a torch device.
+        seed: for systems that draw random numbers.
+        weights, accept_license: folder or hub repository of other weights, and whether their licence is accepted.
+        refine: "parallax" takes the depth of any system as the prior of the parallax system; "none" leaves a system's
+            scene as it is, for system "auto" that of its network; "auto": parallax for system "auto", none for others.
+        focal_px: known focal length, in pixels of the source; principal point at its centre.
+        priors: known intrinsics, poses, masks or scale, at the size worked at; or files of them, as of the original.
+        resume_beside: output path; finished windows are kept beside it so that an interrupted run resumes.
+        progress: receives (step, done, total).
+
+    Raises:
+        ValueError: for unknown systems, empty frame ranges, unusable sizes or non-finite pixels.
+        FileNotFoundError: if there is no such video or no such weights.
+    """
+    # 1. What runs, and where.
+    started, prior = time.perf_counter(), of_kind(AUTO_PRIOR if system == AUTO else system, "video")
+    refined = _refined(system, refine)
+    entry = card(PARALLAX) if refined else prior
+    loading = Loading(device=choose_device(device), weights=weights, accept_license=accept_license)
+    # 2. The frames, at the size the system works at, and what is known about them.
+    source = video.size if isinstance(video, Video) else VideoReader(video).size
+    clip = clip_of(video, frames, check_size(source, size, entry))
+    known = _with_focal(_read(priors, clip, source, frames), focal_px, source, clip.size)
+    chosen: dict[str, Any] = {"window": window, "overlap": overlap, "seed": seed}
+    chosen_system = {"system": system, "refine": refine, "weights": weights}
+    settings = settings_of(video, clip, **chosen_system, frames=str(frames), focal_px=focal_px, **chosen)
+    settings |= {"priors": repr(priors)} if isinstance(priors, PriorFiles) else {}
+    # 3. The scene, and how it was made.
+    cache = None if resume_beside is None else PartialRun(Path(resume_beside), settings)
+    options = Options(priors=known, cache=cache, progress=progress, **chosen)
+    scene = (
+        prior_and_parallax(clip, loading, options, prior) if refined else _reconstruct(entry, clip, loading, options)
+    )
+    return replace(scene, provenance=provenance_of(scene, settings, started))
+
+
+def _read(
+    priors: Priors | PriorFiles | None, clip: Video, source: tuple[int, int], frames: slice | str | None
+) -> Priors:
+    """What is known about the chosen frames, read from files if need be."""
+    if isinstance(priors, PriorFiles):
+        return priors.read(clip, source, parse_frames(frames) if isinstance(frames, str) else frames)
+    return priors or Priors()
+
+
+def _refined(system: str, refine: str) -> bool:
+    """Whether the parallax system takes the chosen system's depth as its prior."""
+    if refine not in REFINE:
+        raise ValueError(f"There is no refinement '{refine}'; choose one of: {', '.join(REFINE)}.")
+    if refine == "auto":
+        return system == AUTO
+    return refine == PARALLAX and system != PARALLAX
+
+
+def _reconstruct(entry: Card, clip: Video, loading: Loading, options: Options) -> Scene4D:
+    return _video_system(entry, loading).reconstruct(clip, options)
+
+
+def _video_system(entry: Card, loading: Loading) -> VideoSystem:
+    loaded = entry.load(loading)
+    assert isinstance(loaded, VideoSystem)
+    return loaded
+
+
+def prior_and_parallax(clip: Video, loading: Loading, options: Options, prior: Card | None = None) -> Scene4D:
+    """The default system: what a network believes, corrected by the parallax it can be checked against.
+
+    `clip` has the size to work at; `prior` is the network's system, by default the best embedded one, with the weights
+    of `loading` and the windows of `options`. The scene is the parallax system's.
+    """
+    from worldline.geometry.pointmap import scene_depth
+    from worldline.systems.parallax.infer import ParallaxConfig, infer
+
+    # 1. The network's world, at the size it was trained for.
+    entry = prior or card(AUTO_PRIOR)
+    small = clip_of(clip, None, working_size(clip.size, entry))
+    network = _reconstruct(entry, small, loading, replace(options, priors=Priors()))
+    # 2. Its depth as a prior, each frame up to scale.
+    depth = scene_depth(network).where(network.valid, torch.nan)
+    # 3. Cameras, depth and motion from flow, with that prior where flow says nothing.
+    known: dict[str, Any] = {"priors": options.priors, "cache": options.cache, "progress": options.progress}
+    scene = infer(clip, ParallaxConfig(pixels=None), prior=depth, **known)
+    made_by = replace(scene.provenance, system=f"{PARALLAX}+{entry.name}")
+    return replace(scene, provenance=replace(made_by, weights_sha256=network.provenance.weights_sha256))
+
+
+def _with_focal(priors: Priors, focal_px: float | None, source: tuple[int, int], size: tuple[int, int]) -> Priors:
+    """The priors with a focal length that was given in pixels of the source."""
+    if focal_px is None:
+        return priors
+    if not focal_px > 0:
+        raise ValueError(f"A focal length of {focal_px} pixels makes no sense; give a positive one.")
+    intrinsics = camera_geometry.intrinsics_from_focal(float(focal_px), source)
+    return replace(priors, intrinsics=camera_geometry.resize(intrinsics, source, size))
