@@ -197,6 +197,7 @@ def test_fault_losses_are_computed_in_half_precision():
         cam2world=torch.eye(4).repeat(1, 2, 1, 1),
         scene_flow=torch.zeros(1, 2, 16, 16, 3),
         flow_valid=torch.ones(1, 2, 16, 16, dtype=torch.bool),
+        intrinsics=torch.eye(3).repeat(1, 2, 1, 1),
     )
     with torch.autocast("cpu", torch.bfloat16):
         terms = UNetObjective(grids=())(networks, clips, torch.Generator().manual_seed(0))

@@ -73,6 +73,7 @@ def clips(batch=2, frames=3, seed=0):
         cam2world=torch.eye(4).expand(batch, frames, 4, 4).clone(),
         scene_flow=0.1 * randn(batch, frames, *SIZE, 3) * flow_valid[..., None],
         flow_valid=flow_valid,
+        intrinsics=torch.eye(3).expand(batch, frames, 3, 3).clone(),
     )
 
 
@@ -331,7 +332,7 @@ def test_fault_resume_loads_nothing(tmp_path):
     while not (pieces := runner.run(recipe, tmp_path / "pieces", source=fake_source, minutes=1e-9)).finished:
         calls += 1
         assert calls < 20
-    assert calls == 3  # every call does one step of the stage it is in, and one of each stage it begins
+    assert calls == 4  # every call does one step of the stage it is in, and one of each stage it begins
     expected, found = whole.model.state_dict(), pieces.model.state_dict()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert whole.model.config == pieces.model.config and whole.model.config.scaling_factor != 0.18215

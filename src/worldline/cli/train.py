@@ -49,6 +49,8 @@ class MotionCrafterMini(Common):
     """How the motion latent relates to the geometry latent."""
     paradigm: Literal["deterministic", "denoising"] = "deterministic"
     """One pass, or denoising with seeds that disagree where the network is unsure."""
+    last_stage: bool = False
+    """Only the last stage, on a finished checkpoint that --prior names."""
 
 
 @dataclass(frozen=True, kw_only=True)

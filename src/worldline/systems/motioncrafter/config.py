@@ -82,6 +82,8 @@ class MotionCrafterConfig:
         paradigm: "deterministic" sees the condition only, "denoising" the noisy latents before it.
         scaling_factor: the U-Net works on latents multiplied by this.
         motion_scale: scene flow is multiplied by this inside the motion branch.
+        optical_flow: frames carry optical flow to their neighbours (`flow_input`), which the RGB encoder reads too;
+            published networks do not.
         normalization: what world points are divided by, "mean" distance to their centre or "max" distance.
         window: frames the network was trained on.
         overlap: frames shared by neighbouring windows at inference.
@@ -96,6 +98,7 @@ class MotionCrafterConfig:
     scaling_factor: float = 0.18215
     motion_scale: float = 10.0
     normalization: Literal["mean", "max"] = "mean"
+    optical_flow: bool = False
     window: int = 25
     overlap: int = 5
 
@@ -153,7 +156,11 @@ def _checked(kind: type, values: dict[str, Any]) -> Any:
 
 
 def mini_config(
-    *, fusion: Fusion = "unify", paradigm: Paradigm = "deterministic", normalization: Literal["mean", "max"] = "mean"
+    *,
+    fusion: Fusion = "unify",
+    paradigm: Paradigm = "deterministic",
+    normalization: Literal["mean", "max"] = "mean",
+    optical_flow: bool = False,
 ) -> MotionCrafterConfig:
     """The small size: same classes, 1/8-resolution latents as in the paper, 4.7 M parameters at inference (9 MB).
 
@@ -186,6 +193,7 @@ def mini_config(
         fusion=fusion,
         paradigm=paradigm,
         normalization=normalization,
+        optical_flow=optical_flow,
         window=4,
         overlap=2,
     )

@@ -22,9 +22,10 @@ from worldline.align import solve as alignment
 from worldline.align.config import AlignConfig, Priors
 from worldline.align.observation import Observation
 from worldline.align.streaming import StreamedWindows
+from worldline.flow.neighbours import flow_between
 from worldline.geometry import pointmap
 from worldline.scene import Progress, Provenance, Scene4D, Video, no_progress
-from worldline.systems.motioncrafter import sampling
+from worldline.systems.motioncrafter import flow_input, sampling
 from worldline.systems.motioncrafter.conditioning import Padding, clip_pixels
 from worldline.systems.motioncrafter.networks import MotionCrafter
 from worldline.systems.motioncrafter.representation import to_maps
@@ -44,6 +45,8 @@ class InferConfig:
         max_pixels: larger frames are shrunk to this area for the networks, and their maps enlarged again without mixing
             surfaces; None works at the frames' own size.
         device: where networks run; another device than the model's moves each network there only while it works.
+        optical_flow: let networks that read optical flow see it; False: they work from the colours alone.
+        flow_pixels: area that frames are shrunk to before their flow is estimated.
         spread: disagreement between seeds, relative to the window's mean distance, that halves the confidence.
         align: how windows become one world.
     """
@@ -55,10 +58,13 @@ class InferConfig:
     chunk: int = 8
     max_pixels: int | None = None
     device: str | None = None
+    optical_flow: bool = True
+    flow_pixels: int = 192 * 256
     spread: float = 0.05
     align: AlignConfig = AlignConfig()
 
 
+SMALLEST_FOR_FLOW = 16  # pixels a side; in smaller frames there is nothing to match
 DEFAULTS = InferConfig()
 NO_PRIORS = Priors()
 UNKNOWN = Provenance(system="motioncrafter")
@@ -158,10 +164,10 @@ def observe(
     # 1. frames the networks can halve: shrunk if too large, padded, never stretched
     images = _shrink(rgb.movedim(-1, 1), config.max_pixels) * 2 - 1
     padding = Padding.to_multiple((images.shape[-2], images.shape[-1]), model.config.size_multiple)
-    images = padding.apply(images)
+    images = padding.apply(_with_flow(images, rgb, config) if model.config.optical_flow else images)
     # 2. what the U-Net is told: RGB latents and one image token per frame
     condition = encode_rgb(model, images, device, config.chunk)
-    tokens = encode_tokens(model, images, device, config.chunk)
+    tokens = encode_tokens(model, images[:, :3], device, config.chunk)
     # 3. joint latents and their maps, for each seed
     seeds = config.seeds if model.config.paradigm == "denoising" else config.seeds[:1]
     runs = []
@@ -176,9 +182,12 @@ def observe(
 
 
 def encode_rgb(
-    model: MotionCrafter, images: Float[Tensor, "T 3 H W"], device: torch.device, chunk: int
+    model: MotionCrafter, images: Float[Tensor, "T K H W"], device: torch.device, chunk: int
 ) -> Float[Tensor, "T C h w"]:
-    """Condition latents of frames in [-1, 1]: posterior mean, unscaled, in the VAE's own precision."""
+    """Condition latents of frames in [-1, 1] with their flow channels, if any: posterior mean, unscaled.
+
+    In the VAE's own precision.
+    """
     dtype = model.rgb_vae.quant_conv.weight.dtype
     with placed(model.rgb_vae, device):
         return torch.cat([model.rgb_vae.encode(part.to(device, dtype)).mode() for part in images.split(chunk)])
@@ -206,6 +215,17 @@ def decode(
         ]
         points, flow = zip(*parts, strict=True)
         return torch.cat([part.float().cpu() for part in points]), torch.cat([part.float().cpu() for part in flow])
+
+
+def _with_flow(
+    images: Float[Tensor, "T 3 h w"], rgb: Float[Tensor, "T H W 3"], config: InferConfig
+) -> Float[Tensor, "T 9 h w"]:
+    """Frames for the networks and the channels of their optical flow, which is estimated from larger frames."""
+    size = (images.shape[-2], images.shape[-1])
+    large = _shrink(rgb.movedim(-1, 1), config.flow_pixels).movedim(1, -1)
+    if not config.optical_flow or min(large.shape[1:3]) < SMALLEST_FOR_FLOW:
+        return torch.cat([images, images.new_zeros(len(images), flow_input.CHANNELS, *size)], dim=1)
+    return torch.cat([images, flow_input.estimated(flow_between(large), size).to(images)], dim=1)
 
 
 def _shrink(images: Float[Tensor, "T 3 H W"], max_pixels: int | None) -> Float[Tensor, "T 3 h w"]:

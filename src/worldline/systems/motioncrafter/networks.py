@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from worldline.systems.motioncrafter import flow_input
 from worldline.systems.motioncrafter.config import (
     AutoencoderConfig,
     Fusion,
@@ -57,9 +58,9 @@ TIME_IDS = (7.0, 127.0, 0.02)
 """Frames per second, motion bucket, noise strength of the condition frames: what the weights were trained with."""
 
 
-def _encoder(config: AutoencoderConfig) -> Encoder:
+def _encoder(config: AutoencoderConfig, in_channels: int = 3) -> Encoder:
     return Encoder(
-        in_channels=3,
+        in_channels=in_channels,
         out_channels=config.latent_channels,
         down_block_types=("DownEncoderBlock2D",) * len(config.block_out_channels),
         block_out_channels=config.block_out_channels,
@@ -83,13 +84,16 @@ def _decoder(config: AutoencoderConfig, in_channels: int) -> Decoder:
 class RgbEncoder(nn.Module):
     """The half of an image autoencoder that makes condition latents; keys as in the published SVD `vae` (spec 1.4)."""
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AutoencoderConfig, extra_channels: int = 0) -> None:
         super().__init__()
-        self.encoder = _encoder(config)
+        self.encoder = _encoder(config, 3 + extra_channels)
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
 
-    def encode(self, images: Float[Tensor, "N 3 H W"]) -> DiagonalGaussianDistribution:
-        """Posterior of the latent [N, C, h, w] of images in [-1, 1]: `.mode()` at inference, `.sample()` to train."""
+    def encode(self, images: Float[Tensor, "N K H W"]) -> DiagonalGaussianDistribution:
+        """Posterior of the latent [N, C, h, w] of images in [-1, 1], and of what comes with them (`flow_input`).
+
+        `.mode()` at inference, `.sample()` to train.
+        """
         return DiagonalGaussianDistribution(self.quant_conv(self.encoder(images)))
 
 
@@ -311,7 +315,7 @@ def build(config: MotionCrafterConfig, *, meta: bool = False, encoders: bool = T
                 config.vae, fusion=config.fusion, motion_scale=config.motion_scale, encoders=encoders
             ),
             unet=build_unet(config),
-            rgb_vae=RgbEncoder(config.rgb_vae),
+            rgb_vae=RgbEncoder(config.rgb_vae, flow_input.CHANNELS if config.optical_flow else 0),
             image_encoder=build_image_encoder(config.image_encoder),
         )
 

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from worldline.diffusion.edm import Preconditioning, loss_weight
 from worldline.systems.motioncrafter import losses
 from worldline.systems.motioncrafter.conditioning import clip_pixels
+from worldline.systems.motioncrafter.flow_input import FlowNoise, from_truth
 from worldline.systems.motioncrafter.networks import MotionCrafter
 from worldline.systems.motioncrafter.representation import Channels, to_maps
 
@@ -44,6 +45,7 @@ class Clips:
         cam2world: [B, T, 4, 4] in the unit of the points.
         scene_flow: [B, T, H, W, 3] to the next frame of the clip; 0 where unknown.
         flow_valid: [B, T, H, W] where the flow is known; never in the last frame.
+        intrinsics: [B, T, 3, 3] in pixels.
     """
 
     frames: Float[Tensor, "B T H W 3"]
@@ -52,14 +54,15 @@ class Clips:
     cam2world: Float[Tensor, "B T 4 4"]
     scene_flow: Float[Tensor, "B T H W 3"]
     flow_valid: Bool[Tensor, "B T H W"]
+    intrinsics: Float[Tensor, "B T 3 3"]
 
     def select(self, frames: list[int]) -> Clips:
         """Some frames of every clip, in the same world; their flow still runs to the frame after."""
         return Clips(**{entry.name: getattr(self, entry.name)[:, frames] for entry in fields(self)})
 
 
-def clips_of(frames: Float[Tensor, "B T H W 3"], channels: Channels) -> Clips:
-    """Frames in [0, 1] and the channels of their truth, as training clips."""
+def clips_of(frames: Float[Tensor, "B T H W 3"], channels: Channels, intrinsics: Float[Tensor, "B T 3 3"]) -> Clips:
+    """Frames in [0, 1], the channels of their truth and intrinsics in pixels, as training clips."""
     return Clips(
         frames=frames,
         points=to_maps(channels.points),
@@ -67,6 +70,7 @@ def clips_of(frames: Float[Tensor, "B T H W 3"], channels: Channels) -> Clips:
         cam2world=channels.cam2world,
         scene_flow=to_maps(channels.scene_flow),
         flow_valid=channels.flow_valid,
+        intrinsics=intrinsics,
     )
 
 
@@ -164,7 +168,9 @@ class UNetObjective:
         sigmas: noise levels of the denoising paradigm.
         chunk: decode this many frames at a time and recompute them in the backward pass; None decodes all at once.
         decoded: frames of each clip, drawn at random, that are decoded for the point and flow terms; None: all.
-            Flow is not decoded in the last of them.
+            Flow is not decoded in the clip's last frame.
+        flow_noise: how the optical flow is spoilt that the networks see, if their configuration has any.
+        latents: whether there are latent terms; without, encoders of points are not needed.
     """
 
     grids: tuple[int, ...] = PAPER_GRIDS
@@ -173,19 +179,21 @@ class UNetObjective:
     sigmas: NoiseLevels | None = None
     chunk: int | None = None
     decoded: int | None = None
+    flow_noise: FlowNoise = FlowNoise()
+    latents: bool = True
 
     def __call__(self, model: MotionCrafter, clips: Clips, generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         """Deterministic: latent, point and flow terms. Denoising: "latent_geometry" and "latent_motion"."""
-        target = target_latents(model, clips)
         condition, tokens, time_ids = self._condition(model, clips, generator)
         if model.config.paradigm == "denoising":
+            target = target_latents(model, clips)
             sigma = (self.sigmas or NoiseLevels()).sample(len(target), generator)
             prediction = denoised(model.unet, noised(target, sigma, generator), sigma, condition, tokens, time_ids)
             return latent_terms(model, prediction, target, clips, weight=loss_weight(sigma))
         prediction = model.predict_latents(condition, tokens, time_ids).float()
-        terms, vae = latent_terms(model, prediction, target, clips), model.vae
-        chosen = self._frames(clips, generator)
-        moving = chosen[:-1] or chosen  # the last frame has no flow
+        terms = latent_terms(model, prediction, target_latents(model, clips), clips) if self.latents else {}
+        vae, chosen = model.vae, self._frames(clips, generator)
+        moving = [frame for frame in chosen if frame < clips.frames.shape[1] - 1] or chosen
         latents = prediction / model.config.scaling_factor
         points = self._decode(lambda z: vae.decode(vae.split(z)[0]), latents[:, chosen])
         flow = self._decode(lambda z: vae.decode_2(*reversed(vae.split(z))), latents[:, moving])
@@ -193,7 +201,11 @@ class UNetObjective:
         return (
             terms
             | point_terms(points, clips.select(chosen), self.grids)
-            | {"flow": losses.squared(flow, known.scene_flow, known.flow_valid), "flow_size": losses.flow_size(flow)}
+            | {
+                "flow": losses.squared(flow, known.scene_flow, known.flow_valid),
+                "flow_distance": losses.flow_distance(flow, known.scene_flow, known.flow_valid),
+                "flow_size": losses.flow_size(flow),
+            }
         )
 
     def _frames(self, clips: Clips, generator: torch.Generator) -> list[int]:
@@ -213,6 +225,8 @@ class UNetObjective:
             strength = (self.condition_noise.log_mean + spread).exp()
             noise = torch.randn(frames.shape, generator=generator, device=device)
             frames = frames + strength[:, None, None, None, None] * noise
+        if model.config.optical_flow:
+            frames = torch.cat([frames, self._flow(clips, generator)], dim=-1)
         posterior = model.rgb_vae.encode(images(frames))
         trained = any(parameter.requires_grad for parameter in model.rgb_vae.parameters())
         latents = posterior.mode() if trained else sampled(posterior, generator)  # a trained encoder needs no noise
@@ -225,6 +239,11 @@ class UNetObjective:
             tokens * kept[:, None, None],
             model.time_ids(condition, strength),
         )
+
+    def _flow(self, clips: Clips, generator: torch.Generator) -> Float[Tensor, "B T H W 6"]:
+        """Channels of optical flow, spoilt."""
+        truth = (clips.points, clips.scene_flow, clips.valid, clips.flow_valid, clips.intrinsics, clips.cam2world)
+        return from_truth(*truth, self.flow_noise, generator)
 
     def _decode(
         self, decoder: Callable[[Tensor], Tensor], joint: Float[Tensor, "B T C h w"]

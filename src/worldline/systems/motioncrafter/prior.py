@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from worldline.diffusion.edm import loss_weight
 from worldline.io.ledger import sha256
 from worldline.io.tensors import WeightsError
-from worldline.systems.motioncrafter import losses
+from worldline.systems.motioncrafter import flow_input, losses
 from worldline.systems.motioncrafter.conditioning import clip_pixels
 from worldline.systems.motioncrafter.config import MotionCrafterConfig, mini_config
 from worldline.systems.motioncrafter.networks import (
@@ -269,7 +269,27 @@ def start_from(
         weights |= {f"rgb_vae.{key}": value for key, value in seen.items()}
         weights |= {f"image_encoder.{key}": value for key, value in of("image_encoder.").items()}
         weights |= {f"unet.{key}": value for key, value in unet_weights_from_prior(of("unet."), config).items()}
+        weights = reading_flow(weights) if config.optical_flow else weights
     return weights
+
+
+def fitted(weights: dict[str, Tensor], own: MotionCrafterConfig, wanted: MotionCrafterConfig) -> dict[str, Tensor]:
+    """Weights of a finished checkpoint for networks that may also read optical flow, and scale latents otherwise.
+
+    New input channels begin at zero, and the U-Net's output is rescaled, so that nothing changes at first.
+    """
+    widened = reading_flow(weights) if wanted.optical_flow and not own.optical_flow else dict(weights)
+    for name in ("unet.conv_out.weight", "unet.conv_out.bias"):
+        widened[name] = weights[name] * (wanted.scaling_factor / own.scaling_factor)
+    return widened
+
+
+def reading_flow(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of networks that see colours alone, for ones that read optical flow, too, and make nothing of it yet."""
+    name = "rgb_vae.encoder.conv_in.weight"
+    seen = weights[name]
+    nothing = seen.new_zeros(len(seen), flow_input.CHANNELS, *seen.shape[2:])
+    return {**weights, name: torch.cat([seen, nothing], dim=1)}
 
 
 def start(path: Path | None, recipe: Recipe, options: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -287,6 +307,7 @@ def start(path: Path | None, recipe: Recipe, options: Mapping[str, Any]) -> dict
             )
         return {}
     about = path.with_suffix(".json")
-    if about.is_file() and json.loads(about.read_text()).get("recipe") != NAME:
-        return stages.read_prior(path)  # a checkpoint of the same system
+    card = json.loads(about.read_text()) if about.is_file() else {}
+    if "config" in card and card.get("recipe") != NAME:  # a checkpoint of the same system
+        return fitted(stages.read_prior(path), MotionCrafterConfig.from_dict(card["config"]), recipe.networks)
     return start_from(load(path), recipe.networks, strategy)

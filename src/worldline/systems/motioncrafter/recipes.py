@@ -28,6 +28,7 @@ VaeStrategy = Literal["original", "scratch", "decoder", "all"]
 GEOMETRY = ("vae.encoder.", "vae.quant_conv.", "vae.post_quant_conv.", "vae.decoder.")
 GEOMETRY_DECODER = ("vae.post_quant_conv.", "vae.decoder.")
 MOTION = ("vae.encoder_2.", "vae.quant_conv_2.", "vae.post_quant_conv_2.", "vae.decoder_2.")
+MOTION_DECODER = ("vae.post_quant_conv_2.", "vae.decoder_2.")
 UNET = ("unet.",)
 CONDITION = ("rgb_vae.", "image_encoder.")
 
@@ -41,11 +42,13 @@ class ClipConfig:
         views: (frames, stride) of the clips of a batch; flow is composed over the stride.
         round: batches of scenes that are rendered, and then seen once in every view, before the next ones: rendering
             costs as much as training otherwise. All are rendered as long as the longest view spans.
+        shutter: motion blur: the largest share of the time between frames during which the shutter is open.
     """
 
     size: tuple[int, int]
     views: tuple[tuple[int, int], ...]
     round: int = 32
+    shutter: float = 0.0
 
     @property
     def span(self) -> int:
@@ -100,12 +103,15 @@ def mini(
     strategy: VaeStrategy = "all",
     fusion: Fusion = "unify",
     normalization: Literal["mean", "max"] = "mean",
+    last_stage: bool = False,
 ) -> Recipe:
-    """The embedded checkpoint: synthetic scenes, 48x64, under an hour on one core; from random weights or a mini prior.
+    """The embedded checkpoint: synthetic scenes, 48x64, two hours of one core; from random weights or a mini prior.
 
     Different from the paper because its priors are so much larger: the condition encoder and the image encoder are
-    trained with the U-Net; points count far more than latents, and relatively; the frames carry little noise.
+    trained with the U-Net; points count far more than latents, and relatively; the frames carry little noise. In a
+    fourth stage the deterministic networks are given optical flow (`flow_input`), and the decoders learn with them.
     `strategy` says what stage 1 trains, as in `paper`; with no prior (`prior.mini_prior`) only "all" makes sense.
+    `last_stage` leaves out the other three, for a run whose prior is a finished checkpoint.
     """
     common: dict[str, Any] = {"precision": "bf16", "seed": seed, "weight_decay": 1e-2}
     common |= {"gradient_clip": 1.0, "ema_decay": 0.998}
@@ -141,8 +147,37 @@ def mini(
     schedule = three_stages(
         (geometry, pairs), (motion, pairs), (unet, clips), strategy=strategy, motion_branch=fusion != "none"
     )
-    networks = mini_config(paradigm=paradigm, fusion=fusion, normalization=normalization)
+    flow = paradigm == "deterministic"
+    if flow:
+        schedule = schedule * (not last_stage) + (flow_stage(common),)
+    networks = mini_config(paradigm=paradigm, fusion=fusion, normalization=normalization, optical_flow=flow)
     return Recipe(name="motioncrafter-mini", networks=networks, stages=schedule, seed=seed)
+
+
+def flow_stage(common: Mapping[str, Any]) -> Stage:
+    """The networks see optical flow; decoders are trained with the U-Net, without latent terms."""
+    train = TrainConfig(
+        name="video",
+        steps=3000,
+        batch_size=8,
+        learning_rate=1.5e-3,
+        warmup_steps=100,
+        weights={
+            "point_squared": 0.2,
+            "point_relative": 1.0,
+            "depth": 0.5,
+            "local_depth": 0.3,
+            "normal": 0.05,
+            "flow_distance": 10.0,
+        },
+        **common,
+    )
+    return Stage(
+        train=train,
+        trainable=UNET + CONDITION + GEOMETRY_DECODER + MOTION_DECODER,
+        objective=UNetObjective(grids=(4, 16), condition_noise=ConditionNoise(log_mean=-4.0), decoded=2, latents=False),
+        clips=ClipConfig(size=(48, 64), views=((4, 1), (4, 2), (4, 3)), shutter=0.6),
+    )
 
 
 def three_stages(

@@ -59,7 +59,7 @@ def synthetic(stage: Stage, model: MotionCrafter, device: str) -> Batches:
     """Clips of synthetic scenes, rendered when they are asked for; the batch index decides the scenes."""
     from worldline.data.synthetic import RenderConfig, SensorConfig, SyntheticBatch, render_batch
 
-    config = RenderConfig(sensor=SensorConfig())
+    config = RenderConfig(sensor=SensorConfig(shutter=stage.clips.shutter))
 
     @lru_cache(maxsize=stage.clips.round)
     def scenes(number: int) -> SyntheticBatch:
@@ -121,7 +121,7 @@ def to_clips(rendered: Any, chosen: list[int], normalization: Literal["mean", "m
         flow_valid[kept],
         normalization=normalization,
     )
-    return clips_of(rendered.rgb[:, chosen][kept], channels)
+    return clips_of(rendered.rgb[:, chosen][kept], channels, rendered.intrinsics[:, chosen][kept])
 
 
 def export(model: MotionCrafter, path: Path, card: Mapping[str, Any]) -> Path:
