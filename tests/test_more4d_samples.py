@@ -189,7 +189,7 @@ def curated_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_records_are_trained_in_their_shapes_and_encoded_once(
     curated_folder: Path, model: MoRe4D, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = recipes.mini(networks=TINY).stages[-2]
+    stage = recipes.mini(networks=TINY).stages[-1]
     stage = replace(stage, train=replace(stage.train, batch_size=2))
     make = records.bucketed(curated_folder, tmp_path, side=24, multiple=8)(stage, model, "cpu")
     batches = [make(index) for index in range(2)]

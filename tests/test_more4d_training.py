@@ -20,11 +20,12 @@ from worldline.geometry.normalize import DepthGuidedMotion
 from worldline.geometry.pointmap import from_depth, to_camera
 from worldline.io.tensors import WeightsError
 from worldline.systems.more4d import lora, pretrained, recipes, train, transformer
+from worldline.systems.more4d.config import mini_config
 from worldline.systems.more4d.networks import MoRe4D, build
 from worldline.systems.more4d.objective import VaeObjective, train_only
 from worldline.systems.more4d.published import image_keys, published_transformer_key, text_key
 from worldline.systems.more4d.samples import fill_samples, motion_samples
-from worldline.systems.more4d.vae import MotionVae
+from worldline.systems.more4d.vae import MotionVae, cosines
 from worldline.training.loop import Batches
 from worldline.training.loop import train as train_stage
 
@@ -139,6 +140,33 @@ def test_measured_constants_standardise() -> None:
         latent = vae.encode_video(video).mean.transpose(0, 1).flatten(1)
     assert torch.allclose(latent.mean(1), torch.zeros(4), atol=1e-4)
     assert torch.allclose(latent.std(1), torch.ones(4), atol=1e-3)
+
+
+def test_constants_of_motion_leave_videos_alone() -> None:
+    vae = MotionVae(TINY.vae)
+    samples = motion(3)
+    moved, video = samples.motion.movedim(-1, 1), 2 * samples.motion.movedim(-1, 1).clamp(-0.5, 0.5)
+    with torch.no_grad():
+        seen, back = vae.encode_video(video).mean, vae.decode(vae.encode(moved).mean)
+        vae.standardise(vae.encode(moved).mean, motion=True)
+        latent = vae.encode(moved).mean
+        assert torch.allclose(latent.transpose(0, 1).flatten(1).std(1), torch.ones(4), atol=1e-3)
+        assert torch.equal(vae.encode_video(video).mean, seen)
+        assert torch.allclose(vae.decode(latent), back, atol=1e-4)
+
+
+def test_the_way_around_an_autoencoder_is_exact_for_what_cosines_can_say() -> None:
+    basis = cosines(12, (2, 4, 4)).flatten(1)
+    assert torch.allclose(basis @ basis.T, torch.eye(12), atol=1e-6)
+    vae = MotionVae(mini_config().vae)  # the networks around it say nothing at first
+    across = torch.cos(torch.pi * (torch.arange(16) % 4 + 0.5) / 4)
+    video = (0.4 * across * torch.tensor([1.0, -0.5, 0.2])[:, None, None, None]).expand(3, 5, 8, 16)[None]
+    with torch.no_grad():
+        latent = vae.encode_video(video).mean
+        assert latent.shape == (1, 12, 3, 2, 4)
+        assert torch.allclose(vae.decode_video(latent), video, atol=1e-5)
+        noise = torch.rand(1, 3, 5, 8, 16)
+        assert not torch.allclose(vae.decode_video(vae.encode_video(noise).mean), noise, atol=0.1)
 
 
 def test_hidden_tracks_count_less_and_unknown_ones_nothing() -> None:

@@ -96,6 +96,11 @@ class VaeConfig:
         gain: normalised displacements are multiplied by it before they become a picture, whose contrast would else be
             small; published weights know 1.
         residual: the trajectory decoder adds to the inverse of what the encoder does at first; published: it does not.
+        patch: pixels along each side that enter as the channels of one position; Wan 2.1 has 1, Wan 2.2 has 2.
+        bypass: a linear path around the video autoencoder, at first the slowest cosines of each latent cell and colour,
+            to which the autoencoder adds. Without it a small autoencoder that begins random is still blind to colour,
+            and so to two of the three axes of motion, after 1,900 steps.
+        shortcuts: averages and copies around every change of resolution, as in Wan 2.2.
         save_memory: in training, recompute activations in the backward pass, chunk by chunk.
     """
 
@@ -108,12 +113,15 @@ class VaeConfig:
     adaptor_groups: int = 32
     gain: float = 1.0
     residual: bool = False
+    patch: int = 1
+    bypass: bool = False
+    shortcuts: bool = False
     save_memory: bool = True
 
     @property
     def factor(self) -> int:
         """Pixels per latent cell along each side."""
-        return 2 ** len(self.time_halvings)
+        return self.patch * 2 ** len(self.time_halvings)
 
     @property
     def frames_per_latent(self) -> int:
@@ -239,20 +247,20 @@ def wan_1_3b_config() -> MoRe4DConfig:
 def mini_config() -> MoRe4DConfig:
     """The embedded size: 9.6 million parameters, 32x48, 9 frames, a latent cell for 4x4 pixels and 2 frames."""
     vae = VaeConfig(
-        base_dim=16, widths=(1, 2, 3), z_dim=8, blocks=1, time_halvings=(False, True), adaptor_dim=16,
-        adaptor_groups=4, gain=4.0, residual=True, save_memory=False,
+        base_dim=32, widths=(1, 1), z_dim=12, blocks=1, time_halvings=(True,), adaptor_dim=16, adaptor_groups=4,
+        gain=4.0, residual=True, patch=2, bypass=True, shortcuts=True, save_memory=False,
     )  # fmt: skip
     prior = PriorConfig(
         dim=96, depth=4, heads=4, image_size=64, patch=8, frames=2, decoder_dim=64, decoder_depth=1, decoder_heads=4
     )
     generator = TransformerConfig(
-        heads=4, head_dim=48, layers=6, ffn_dim=576, in_channels=32, out_channels=8, text_dim=64, image_dim=None,
+        heads=4, head_dim=48, layers=6, ffn_dim=576, in_channels=48, out_channels=12, text_dim=64, image_dim=None,
         prior=prior,
     )  # fmt: skip
     return MoRe4DConfig(
         vae=vae,
         generator=generator,
-        inpainter=replace(generator, in_channels=18, reference_tokens=False, prior=None, layers=4),
+        inpainter=replace(generator, in_channels=26, reference_tokens=False, prior=None, layers=4),
         text=TextConfig(),
         size=(32, 48),
         frames=9,

@@ -82,20 +82,24 @@ class VaeObjective:
 
         A picture is the whole video that begins with it, where that is known: the inpainter works on videos.
         """
-        vae, motion = model.vae, to_channels(samples.motion)
-        posterior = vae.encode(motion)
-        error = (vae.decode(self._latent(posterior, generator)).float() - motion).abs().mean(1)
-        moves = samples.motion.norm(dim=-1) > MOVING
-        terms = {
-            "motion": weighted_mean(error, samples.weight * torch.where(moves, self.moving, 1.0)),
-            "kl": posterior.kl().mean() / posterior.mean[0].numel(),
-        }
+        vae, motion, count = model.vae, to_channels(samples.motion), len(samples.motion)
+        videos, terms = {"motion": vae.pseudo_video(motion)}, {}
         if self.pictures:
             seen = samples.image[:, None] if samples.video is None else samples.video
-            clips = {"picture": 2 * to_channels(seen) - 1, "depth": depth_picture(samples.depth)[:, :, None]}
-            for name, video in clips.items():
-                latent = self._latent(vae.encode_video(video), generator)
-                terms[name] = (vae.decode_video(latent, clamp=False).float() - video).abs().mean()
+            videos |= {"picture": 2 * to_channels(seen) - 1, "depth": depth_picture(samples.depth)[:, :, None]}
+        for names in _of_one_length(videos):
+            truth = torch.cat([videos[name].float() for name in names])
+            posterior = vae.encode_video(truth)
+            decoded = vae.decode_video(self._latent(posterior, generator), clamp=False).float()
+            for name, was, now in zip(names, truth.split(count), decoded.split(count), strict=True):
+                if name == "motion":
+                    own = Posterior(mean=posterior.mean[:count], logvar=posterior.logvar[:count])
+                    terms["kl"] = vae.of_motion(own).kl().mean() / own.mean[0].numel()
+                    error = (vae.from_pseudo_video(now.clamp(-1, 1)).float() - motion).abs().mean(1)
+                    moves = samples.motion.norm(dim=-1) > MOVING
+                    terms[name] = weighted_mean(error, samples.weight * torch.where(moves, self.moving, 1.0))
+                else:
+                    terms[name] = (now - was).abs().mean()
         return terms
 
     def _latent(self, posterior: Posterior, generator: torch.Generator) -> Tensor:
@@ -103,6 +107,12 @@ class VaeObjective:
             return _sampled(posterior, generator)
         noise = torch.randn(posterior.mean.shape, generator=generator, device=posterior.mean.device)
         return posterior.mean + self.noise * noise.to(posterior.mean)
+
+
+def _of_one_length(videos: dict[str, Tensor]) -> list[list[str]]:
+    """Names of videos that can go through the autoencoder as one batch, which costs less than one by one."""
+    lengths = {value.shape[2] for value in videos.values()}
+    return [[name for name, value in videos.items() if value.shape[2] == length] for length in sorted(lengths)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -230,7 +230,7 @@ def export(model: MoRe4D, path: Path, card: Mapping[str, Any]) -> Path:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    exact = ("vae.mean", "vae.std")
+    exact = ("vae.mean", "vae.std", "vae.motion_mean", "vae.motion_std")
     state = {
         key: value.detach().cpu().to(torch.float32 if key in exact else torch.float16).contiguous()
         for key, value in model.state_dict().items()

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from worldline.systems.more4d import pool
-from worldline.systems.more4d.latents import MotionLatents
+from worldline.systems.more4d.latents import FillLatents, MotionLatents
 from worldline.systems.more4d.networks import MoRe4D, build
 from worldline.systems.more4d.recipes import Recipe, Stage
 from worldline.systems.more4d.representation import to_channels
+from worldline.systems.more4d.samples import MotionSamples
 from worldline.training import stages
 from worldline.training.loop import Batches
 
@@ -37,11 +39,17 @@ def _begin(model: MoRe4D, stage: Stage, start: stages.Start) -> MoRe4D:
 def _measure(model: MoRe4D, batches: Batches) -> None:
     """Standardise latents of motion; the same samples at every resume, so the same constants."""
     found = [batches(index) for index in range(stages.MEASURED_BATCHES)]
-    means = [
-        samples.mean if isinstance(samples, MotionLatents) else model.vae.encode(to_channels(samples.motion)).mean
-        for samples in found
-    ]
-    model.vae.standardise(torch.cat(means))
+    moves = isinstance(found[0], MotionSamples | MotionLatents)
+    model.vae.standardise(torch.cat([_mean(model, samples) for samples in found]), motion=moves)
+
+
+def _mean(model: MoRe4D, samples: Any) -> Tensor:
+    """Latents that a stage is to generate."""
+    if isinstance(samples, MotionLatents | FillLatents):
+        return samples.mean
+    if isinstance(samples, MotionSamples):
+        return model.vae.encode(to_channels(samples.motion)).mean
+    return model.vae.encode_video(2 * to_channels(samples.video) - 1).mean
 
 
 def synthetic(stage: Stage, model: MoRe4D, device: str, *, folder: Path) -> Batches:

@@ -9,15 +9,18 @@ learns. Long clips go chunk by chunk through Wan's causal cache, recomputed in t
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint as recompute
 
 from worldline.systems.more4d.config import VaeConfig
@@ -46,6 +49,45 @@ class ResBlock(nn.Module):
         """The same shape."""
         silu = nn.functional.silu
         return x + self.conv2(silu(self.norm2(self.conv1(silu(self.norm1(x))))))
+
+
+class Bypass(nn.Module):
+    """Linear maps between the pixels of a latent cell and its latent; at first orthonormal cosines, slowest first.
+
+    Attributes:
+        cell: (frames, rows, columns) of a cell; the first frame, which fills a latent frame alone, counts as repeated.
+        forth, back: [Z, 3, *cell] weights of both directions.
+    """
+
+    def __init__(self, z_dim: int, cell: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.cell = cell
+        self.forth = nn.Parameter(cosines(z_dim, cell))
+        self.back = nn.Parameter(self.forth.detach().clone())
+
+    def encode(self, video: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B Z t h w"]:
+        """Latents."""
+        before = video[:, :, :1].expand(-1, -1, self.cell[0] - 1, -1, -1)
+        return functional.conv3d(torch.cat([before, video], 2), self.forth, stride=self.cell)
+
+    def decode(self, latents: Float[Tensor, "B Z t h w"]) -> Float[Tensor, "B 3 T H W"]:
+        """Video; the inverse of `encode` as far as Z numbers a cell go."""
+        return functional.conv_transpose3d(latents, self.back, stride=self.cell)[:, :, self.cell[0] - 1 :]
+
+
+def cosines(count: int, cell: tuple[int, int, int]) -> Float[Tensor, "count 3 t h w"]:
+    """Orthonormal cosines over the pixels of a cell, one set per colour, sorted by the sum of their frequencies."""
+    tables = []
+    for n in cell:
+        wave = torch.cos(math.pi * torch.arange(n)[:, None] * (torch.arange(n) + 0.5) / n)
+        tables.append(wave / wave.norm(dim=1, keepdim=True))
+    orders = sorted(itertools.product(*map(range, cell)), key=lambda order: (sum(order), order))
+    waves = [
+        torch.einsum("c,t,h,w->cthw", color, *(table[k] for table, k in zip(tables, order, strict=True)))
+        for order in orders
+        for color in torch.eye(3)
+    ]
+    return torch.stack(waves[:count])
 
 
 class _Level(nn.Module):
@@ -145,10 +187,13 @@ class MotionVae(nn.Module):
         vae: diffusers' autoencoder; encodes pictures, depth and pseudo videos alike.
         trajectory_encoder, trajectory_decoder: the adaptors.
         mean, std: [Z] constants that standardise latents.
+        motion_mean, motion_std: [Z] constants that standardise latents of motion once more; Wan's size has none.
     """
 
     mean: Tensor
     std: Tensor
+    motion_mean: Tensor
+    motion_std: Tensor
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
@@ -165,19 +210,29 @@ class MotionVae(nn.Module):
             latents_std=list(constants[1]),
             scale_factor_temporal=config.frames_per_latent,
             scale_factor_spatial=config.factor,
+            is_residual=config.shortcuts,
+            in_channels=3 * config.patch**2,
+            out_channels=3 * config.patch**2,
         )
+        self.bypass = None
+        if config.bypass:
+            self.bypass = Bypass(z, (config.frames_per_latent, config.factor, config.factor))
+            for last in (self.vae.quant_conv, self.vae.decoder.conv_out):
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
         self.trajectory_encoder = TrajectoryEncoder(config.adaptor_dim, config.adaptor_groups, config.save_memory)
         self.trajectory_decoder = TrajectoryDecoder(
             config.adaptor_dim, config.adaptor_groups, config.save_memory, config.residual
         )
-        for name, values in zip(("mean", "std"), constants, strict=True):
+        names = ("mean", "std", "motion_mean", "motion_std")
+        for name, values in zip(names, (*constants, (0.0,) * z, (1.0,) * z), strict=True):
             self.register_buffer(name, torch.tensor(values), persistent=z != len(MEAN))
 
     @torch.no_grad()
-    def standardise(self, latents: Float[Tensor, "N Z t h w"]) -> None:
+    def standardise(self, latents: Float[Tensor, "N Z t h w"], *, motion: bool = False) -> None:
         """Set the constants so that these latents, standardised with the present ones, get mean 0 and deviation 1.
 
-        For autoencoders of another size than Wan's, whose constants are given.
+        For autoencoders of another size than Wan's, whose constants are given. Those of motion leave videos alone.
 
         Raises:
             ValueError: the autoencoder has Wan's constants.
@@ -185,8 +240,9 @@ class MotionVae(nn.Module):
         if self.config.z_dim == len(MEAN):
             raise ValueError("Wan's autoencoder comes with its constants; they are not measured.")
         flat = latents.transpose(0, 1).flatten(1)
-        self.mean.add_(self.std * flat.mean(1).to(self.mean))
-        self.std.mul_(flat.std(1).to(self.std).clamp(min=1e-4))
+        mean, std = (self.motion_mean, self.motion_std) if motion else (self.mean, self.std)
+        mean.add_(std * flat.mean(1).to(mean))
+        std.mul_(flat.std(1).to(std).clamp(min=1e-4))
 
     def pseudo_video(self, motion: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B 3 T H W"]:
         """Normalised displacements as a video in (-1, 1)."""
@@ -195,11 +251,21 @@ class MotionVae(nn.Module):
 
     def encode(self, motion: Float[Tensor, "B 3 T H W"]) -> Posterior:
         """Latents of normalised displacements; gradients reach the trajectory encoder."""
-        return self.encode_video(self.pseudo_video(motion))
+        return self.of_motion(self.encode_video(self.pseudo_video(motion)))
+
+    def of_motion(self, posterior: Posterior) -> Posterior:
+        """Latents of a pseudo video, standardised as latents of motion."""
+        mean, std = (value[:, None, None, None].to(posterior.mean) for value in (self.motion_mean, self.motion_std))
+        return Posterior(mean=(posterior.mean - mean) / std, logvar=posterior.logvar)
 
     def decode(self, latents: Float[Tensor, "B Z t h w"]) -> Float[Tensor, "B 3 T H W"]:
         """Normalised displacements of standardised latents."""
-        return self.trajectory_decoder(self.decode_video(latents)) / self.config.gain
+        mean, std = (value[:, None, None, None].to(latents) for value in (self.motion_mean, self.motion_std))
+        return self.from_pseudo_video(self.decode_video(latents * std + mean))
+
+    def from_pseudo_video(self, video: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B 3 T H W"]:
+        """Normalised displacements of a decoded video in [-1, 1]."""
+        return self.trajectory_decoder(video) / self.config.gain
 
     def encode_video(self, video: Float[Tensor, "B 3 T H W"]) -> Posterior:
         """Latents of a video in [-1, 1].
@@ -214,9 +280,12 @@ class MotionVae(nn.Module):
                 f"The autoencoder needs 1 + {step}n frames and sides that are multiples of {factor}, "
                 f"got {list(video.shape[2:])}."
             )
+        around = 0.0 if self.bypass is None else self.bypass.encode(video)
+        video = patchify(video, self.config.patch)
         chunks = [video[:, :, :1], *(video[:, :, start : start + step] for start in range(1, video.shape[2], step))]
         moments = self.vae.quant_conv(torch.cat(_stream(self.vae.encoder, chunks, self.config.save_memory), 2))
         mean, logvar = moments.chunk(2, dim=1)
+        mean = mean + around
         shift, scale = (value[:, None, None, None].to(mean) for value in (self.mean, self.std))
         return Posterior(mean=(mean - shift) / scale, logvar=logvar.clamp(*LOGVAR))
 
@@ -228,6 +297,9 @@ class MotionVae(nn.Module):
         video = torch.cat(
             _stream(self.vae.decoder, list(raw.split(1, dim=2)), self.config.save_memory, first_chunk=True), 2
         )
+        video = unpatchify(video, self.config.patch)
+        if self.bypass is not None:
+            video = video + self.bypass.decode(latents * scale + shift)
         return video.clamp(-1, 1) if clamp else video
 
 
