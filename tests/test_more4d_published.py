@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import worldline as wl
 from hub_server import Hub, serve
@@ -152,6 +153,37 @@ def test_a_folder_of_published_files_runs(folders: tuple[Path, Path], tmp_path: 
     assert tracks.provenance.system == "more4d" and tracks.provenance.settings["offload"] == "none"
     video = wl.synthesize(tracks, "orbit", frames=5, steps=2, **options)
     assert tuple(video.frames.shape) == (5, 16, 24, 3)
+
+
+def test_a_base_in_diffusers_layout_loads_to_the_same_networks(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    own, base = folders
+    theirs = assembly.load(str(own), CPU, {}, dtype=torch.float32).model
+    other = tmp_path / "MoGe4D"
+    for part in ("4D-STraG", "4D-ViSM", "VAE"):
+        shutil.copytree(own / part, other / part)
+    shutil.copy(own / "worldline.json", other)
+    plain = load_file(base / "diffusion_pytorch_model.safetensors")
+    state = {published.transformer_key(key): value for key, value in plain.items()}
+    assert "blocks.0.attn1.to_q.weight" in state and "condition_embedder.image_embedder.norm1.weight" in state
+    folder, shards = other / "base" / "transformer", {}
+    folder.mkdir(parents=True)
+    for number, keys in enumerate((sorted(state)[::2], sorted(state)[1::2]), 1):
+        name = f"diffusion_pytorch_model-{number:05}-of-00002.safetensors"
+        save_file({key: state[key] for key in keys}, folder / name)
+        shards |= dict.fromkeys(keys, name)
+    index = {"metadata": {"total_size": 0}, "weight_map": shards}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    theirs.text.encoder.save_pretrained(other / "base" / "text_encoder")
+    theirs.image.encoder.save_pretrained(other / "base" / "image_encoder")
+    theirs.text.tokenizer.save_pretrained(other / "base" / "tokenizer")
+    ours = assembly.load(str(other), CPU, {}, dtype=torch.float32).model
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[key], value), key
+    assert torch.equal(ours.text(["a ball"]), theirs.text(["a ball"]))
+    (folder / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(WeightsError, match="00002-of-00002"):
+        assembly.load(str(other), CPU, {}, dtype=torch.float32)
 
 
 def test_weights_come_from_the_hub_after_the_licence(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

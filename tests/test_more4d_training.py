@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from worldline.systems.more4d.networks import MoRe4D, build
 from worldline.systems.more4d.objective import VaeObjective, train_only
 from worldline.systems.more4d.published import image_keys, published_transformer_key, text_key
 from worldline.systems.more4d.samples import fill_samples, motion_samples
+from worldline.systems.more4d.start import StartingWeights
 from worldline.systems.more4d.vae import MotionVae, cosines
 from worldline.training.loop import Batches
 from worldline.training.loop import train as train_stage
@@ -248,6 +250,54 @@ def test_a_base_is_widened_and_only_additions_stay_random(tmp_path: Path) -> Non
         assert torch.allclose(base(x[:, :12], t, text, motion=None), grown(x, t, text, motion=look), atol=1e-5)
     with pytest.raises(WeightsError):
         pretrained.start_from_base(transformer.build(replace(GENERATOR, layers=2)), tmp_path)
+
+
+def test_a_training_begins_with_bases_that_are_never_in_memory_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from worldline.training import stages
+
+    parts, theirs = build(TINY), published_transformer_key
+    for name, drop in (("generator", "spatial_guidance omnimae feature_adapter".split()), ("inpainter", [])):
+        state = getattr(parts, name).state_dict()
+        kept = {theirs(k): v.contiguous() for k, v in state.items() if not any(word in k for word in drop)}
+        if name == "generator":  # of fewer input channels
+            kept["patch_embedding.weight"] = kept["patch_embedding.weight"][:, :12].contiguous()
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            shard = {key: kept[key] for key in sorted(kept)[number::2]}
+            save_file(shard, tmp_path / name / f"diffusion_pytorch_model-{number}.safetensors")
+    (tmp_path / "prior").mkdir()
+    torch.save(parts.generator.omnimae_extractor.state_dict(), tmp_path / "prior" / "vit.pt")
+    begun = StartingWeights(folder=tmp_path, networks=TINY)
+    alive, peak, original = {}, [0], StartingWeights.__getitem__
+
+    def watched(self: StartingWeights, name: str) -> torch.Tensor:
+        value = original(self, name)
+        alive[id(value)] = value.nbytes
+        weakref.finalize(value, alive.pop, id(value), None)
+        peak[0] = max(peak[0], sum(alive.values()))
+        return value
+
+    monkeypatch.setattr(StartingWeights, "__getitem__", watched)
+    torch.manual_seed(5)
+    model = build(TINY)
+    stages.load_weights(model, begun)
+    for name, value in parts.state_dict().items():
+        if "spatial_guidance" in name or "feature_adapter" in name or name.startswith(("vae.", "text.")):
+            continue
+        same = model.state_dict()[name]
+        if name == "generator.patch_embedding.weight":
+            assert not same[:, 12:].any()
+            same, value = same[:, :12], value[:, :12]
+        assert torch.equal(same, value), name
+    large = [value for name, value in parts.state_dict().items() if name.startswith(("generator.b", "inpainter."))]
+    prior = sum(value.nbytes for value in parts.generator.omnimae_extractor.state_dict().values())
+    assert peak[0] <= prior + 2 * max(value.nbytes for value in large) < sum(value.nbytes for value in large)
+    with pytest.raises(WeightsError, match="has no generator"):
+        StartingWeights(folder=tmp_path / "prior", networks=TINY)
+    with pytest.raises(WeightsError, match="do not fit"):
+        StartingWeights(folder=tmp_path, networks=replace(TINY, inpainter=replace(TINY.inpainter, layers=2)))
 
 
 def test_blocking_8_a_vae_folder_is_never_loaded_silently_empty(tmp_path: Path) -> None:

@@ -101,7 +101,16 @@ def _geo4d_mini() -> Trainable:
 def _more4d_mini() -> Trainable:
     from worldline.systems.more4d import pretrained, recipes, train
 
-    return Trainable(recipe=recipes.mini, run=train.run, export=pretrained.export)
+    return Trainable(recipe=recipes.mini, run=train.run, export=pretrained.export, start=_more4d_start)
+
+
+def _more4d_start(path: Path | None, recipe: Recipe, options: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Weights from one file, or from a folder of Wan's bases, which are too large to be read at once."""
+    from worldline.systems.more4d.start import StartingWeights
+
+    if path is not None and path.is_dir():
+        return StartingWeights(folder=path, networks=recipe.networks)
+    return _named_weights(path, recipe, options)
 
 
 def _flow_mini() -> Trainable:

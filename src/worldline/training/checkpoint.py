@@ -5,30 +5,67 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from worldline.training.sharding import wait, whole
+
+ENGINE = "engine"
+"""Folder in a checkpoint for the state of an engine that keeps it itself."""
+
+WRITING = ".writing"
+"""Name of a checkpoint that is not complete yet."""
+
 FILE_BYTES = 15 * 2**20
 """Tensors are packed into files of at most this size (a larger single tensor has a file of its own)."""
 
 
-def save(folder: Path, step: int, tensors: dict[str, Tensor], info: dict) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    info: dict,
+    *,
+    write: bool = True,
+    engine: Callable[[Path], None] | None = None,
+) -> Path:
     """Write one checkpoint as `folder/step-<step>` and then drop the older ones.
 
-    The directory appears whole or not at all: it is written under another name, synced and renamed.
+    The directory appears whole or not at all: it is written under another name, synced and renamed. Tensors that
+    processes share out among themselves are put together one by one, so all of them must call; one of them writes.
+
+    Args:
+        folder: of the stage's checkpoints.
+        step: optimiser steps done.
+        tensors: what is kept, by name, in an order that is the same in every process.
+        info: JSON-able facts.
+        write: whether this process is the one that writes.
+        engine: writes further files into a folder; called by every process (an engine that keeps its own state).
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step-{step:09d}"
-    partial = folder / f".writing-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    target, partial = folder / f"step-{step:09d}", folder / WRITING
+    if write:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    wait()
+    if engine is not None:
+        engine(partial / ENGINE)
     for number, part in enumerate(_packed(tensors)):
-        save_file(part, partial / f"state-{number:02d}.safetensors")
-    (partial / "info.json").write_text(json.dumps({"step": step, **info}, indent=1))
-    for path in partial.iterdir():
+        if write:
+            save_file(part, partial / f"state-{number:02d}.safetensors")
+    wait()
+    if write:
+        _publish(folder, partial, target, {"step": step, **info})
+    wait()
+    return target
+
+
+def _publish(folder: Path, partial: Path, target: Path, info: dict) -> None:
+    (partial / "info.json").write_text(json.dumps(info, indent=1))
+    for path in partial.rglob("*"):
         _sync(path)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
@@ -36,7 +73,6 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], info: dict) -> Pat
     for old in _complete(folder):
         if old != target:
             shutil.rmtree(old)
-    return target
 
 
 def latest(folder: Path) -> Path | None:
@@ -51,12 +87,24 @@ def load(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
     Raises:
         FileNotFoundError: there is no such checkpoint.
     """
+    return dict(stream(checkpoint)), information(checkpoint)
+
+
+def information(checkpoint: Path) -> dict:
+    """What was said when a checkpoint was written, and its step.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+    """
     if not (checkpoint / "info.json").is_file():
         raise FileNotFoundError(f"{checkpoint} is not a checkpoint (it has no info.json).")
-    tensors: dict[str, Tensor] = {}
-    for path in sorted(checkpoint.glob("state-*.safetensors")):
-        tensors.update(load_file(path))
-    return tensors, json.loads((checkpoint / "info.json").read_text())
+    return json.loads((checkpoint / "info.json").read_text())
+
+
+def stream(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of every tensor, a file at a time, in the order in which they were written."""
+    for path in sorted(checkpoint.glob("state-*.safetensors"), key=lambda path: (len(path.name), path.name)):
+        yield from load_file(path).items()
 
 
 def check_run(checkpoint: Path, config: dict) -> None:
@@ -78,18 +126,18 @@ def _complete(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
 
 
-def _packed(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Split tensors, in order, into groups of at most FILE_BYTES."""
-    groups: list[dict[str, Tensor]] = [{}]
+def _packed(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Tensors, whole and in order, in groups of at most FILE_BYTES."""
+    group: dict[str, Tensor] = {}
     room = FILE_BYTES
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
-        if groups[-1] and size > room:
-            groups.append({})
-            room = FILE_BYTES
-        groups[-1][name] = tensor.detach().cpu().contiguous().clone()
+        if group and size > room:
+            yield group
+            group, room = {}, FILE_BYTES
+        group[name] = whole(tensor.detach()).cpu().contiguous().clone()
         room -= size
-    return groups
+    yield group
 
 
 def _sync(path: Path) -> None:

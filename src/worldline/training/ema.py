@@ -25,9 +25,3 @@ class Ema:
         """Set average <- decay * average + (1 - decay) * parameters."""
         ordered = [parameters[name].detach() for name in self.average]
         torch._foreach_lerp_(list(self.average.values()), ordered, 1 - self.decay_at(updates))
-
-    @torch.no_grad()
-    def restore(self, average: dict[str, Tensor]) -> None:
-        """Continue from a stored average."""
-        for name, value in self.average.items():
-            value.copy_(average[name])

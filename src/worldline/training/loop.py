@@ -23,6 +23,7 @@ from worldline.training import checkpoint
 from worldline.training.config import TrainConfig
 from worldline.training.curve import Curve
 from worldline.training.ema import Ema
+from worldline.training.sharding import kept_whole, shared_out_like, wait, whole
 
 Objective = Callable[[Any, Any, torch.Generator], dict[str, Tensor]]
 """(model, batch, generator) -> named scalar losses."""
@@ -131,13 +132,12 @@ class _Run:
 
         self.config, self.folder, self.batches = config, folder, batches
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
-        self.parameters: dict[str, Tensor] = {
-            name: value for name, value in model.named_parameters() if value.requires_grad
-        }
-        if not self.parameters:
+        trained = _trained(model)
+        if not trained:
             raise ValueError(f"Stage {config.name!r} has nothing to train: no parameter requires a gradient.")
+        self.engine = _of_an_engine(self.accelerator, model, config)
         optimizer = torch.optim.AdamW(
-            list(self.parameters.values()),
+            list(trained.values()),
             lr=config.learning_rate,
             betas=config.betas,
             eps=config.epsilon,
@@ -147,6 +147,8 @@ class _Run:
         self.module, self.optimizer = self.accelerator.prepare(
             _Step(model, objective, config.precision == "bf16"), optimizer
         )
+        # sharing out makes new parameters of them
+        self.parameters = _trained(self.accelerator.unwrap_model(self.module).model)
         self.ema = None if config.ema_decay is None else Ema(self.parameters, config.ema_decay)
         self.ahead = ThreadPoolExecutor(max_workers=1)
         self.pending: dict[int, Future] = {}
@@ -159,13 +161,16 @@ class _Run:
             group["lr"] = config.rate(step)
         sums: dict[str, Tensor] = {}
         for part in range(parts):
+            if self.engine:  # it makes its step inside of `backward`
+                self.accelerator.gradient_state._set_sync_gradients(part == parts - 1)
             index = (step * parts + part) * self.accelerator.num_processes + self.accelerator.process_index
             losses = self.module(self._batch(index), self._generator(index))
             total = sum(weight * losses[name] for name, weight in config.weights.items())
             self.accelerator.backward(total / parts)
             for name, value in {**losses, "total": total}.items():
                 sums[name] = sums.get(name, 0) + value.detach() / parts
-        norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), config.gradient_clip)
+        clipped = self.accelerator.clip_grad_norm_(list(self.parameters.values()), config.gradient_clip)
+        norm = whole(torch.as_tensor(0.0 if clipped is None else clipped))
         if not torch.isfinite(norm):
             raise FloatingPointError(
                 f"The gradient of stage {config.name!r} is not finite at step {step}; lower its learning rate."
@@ -194,8 +199,11 @@ class _Run:
         return batch
 
     def save(self, step: int) -> None:
-        """Write a checkpoint (main process only)."""
-        if not self.accelerator.is_main_process:
+        """Write a checkpoint; every process takes part, the main one writes."""
+        info, write = {"config": self.config.to_json()}, self.accelerator.is_main_process
+        if self.engine:
+            engine = lambda folder: self.accelerator.save_state(str(folder))  # noqa: E731
+            checkpoint.save(self._checkpoints(), step, {}, info, write=write, engine=engine)
             return
         names = list(self.parameters)
         tensors = {f"parameter/{name}": value for name, value in self.parameters.items()}
@@ -203,34 +211,50 @@ class _Run:
             tensors |= {f"average/{name}": value for name, value in self.ema.average.items()}
         moments = checkpoint.optimizer_tensors(self.optimizer.optimizer, names)
         tensors |= {f"optimizer/{name}": value for name, value in moments.items()}
-        checkpoint.save(self._checkpoints(), step, tensors, {"config": self.config.to_json()})
+        checkpoint.save(self._checkpoints(), step, tensors, info, write=write)
 
+    @torch.no_grad()
     def resume(self) -> int:
         """Load the newest checkpoint; returns the steps done (0 without one)."""
         newest = checkpoint.latest(self._checkpoints())
         if newest is None:
             return 0
         checkpoint.check_run(newest, self.config.to_json())
-        tensors, info = checkpoint.load(newest)
-        groups: dict[str, dict[str, Tensor]] = {"parameter": {}, "average": {}, "optimizer": {}}
-        for path, value in tensors.items():
+        if self.engine != (newest / checkpoint.ENGINE).is_dir():
+            raise ValueError(f"{newest} was written {'without' if self.engine else 'by'} DeepSpeed; go on as it began.")
+        if self.engine:
+            self.accelerator.load_state(str(newest / checkpoint.ENGINE))
+            return checkpoint.information(newest)["step"]
+        moments: dict[str, Tensor] = {}
+        for path, value in checkpoint.stream(newest):  # a file at a time: 14B would not fit twice
             kind, name = path.split("/", 1)
-            groups[kind][name] = value
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(groups["parameter"][name])
-        if self.ema is not None:
-            self.ema.restore(groups["average"])
-        checkpoint.restore_optimizer(self.optimizer.optimizer, list(self.parameters), groups["optimizer"])
-        return info["step"]
+            own = self.parameters[name.rsplit("/", 1)[0] if kind == "optimizer" else name]
+            value = shared_out_like(value, own)
+            if kind == "parameter":
+                own.copy_(value)
+            elif kind == "optimizer":
+                moments[name] = value
+            elif self.ema is not None:
+                self.ema.average[name].copy_(value)
+        checkpoint.restore_optimizer(self.optimizer.optimizer, list(self.parameters), moments)
+        return checkpoint.information(newest)["step"]
 
     def write_weights(self) -> Path:
         """The trained parameters, averaged if the run averages, as one file."""
         path = self.folder / f"{self.config.name}.safetensors"
         values = self.parameters if self.ema is None else self.ema.average
+        if self.engine:
+            state = self.accelerator.get_state_dict(self.module)
+            values = {name: state[f"model.{name}"] for name in values} if self.accelerator.is_main_process else {}
+        kept = {}
+        for name, value in values.items():
+            together = whole(value.detach())  # every process takes part
+            if self.accelerator.is_main_process:
+                kept[name] = together.cpu().contiguous()
         if self.accelerator.is_main_process:
             with atomic_file(path) as draft:  # a torn file would pass for a finished stage
-                save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, draft)
+                save_file(kept, draft)
+        wait()
         return path
 
     def close(self) -> None:
@@ -239,3 +263,26 @@ class _Run:
 
     def _checkpoints(self) -> Path:
         return self.folder / f"{self.config.name}-checkpoint"
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def _of_an_engine(accelerator: Any, model: nn.Module, config: TrainConfig) -> bool:
+    """Tell sharding what it must know before anything is prepared; returns whether DeepSpeed keeps the state.
+
+    Raises:
+        ValueError: a moving average is asked for, which DeepSpeed's parts of weights do not give.
+    """
+    state = accelerator.state
+    if accelerator.distributed_type == "FSDP":
+        state.fsdp_plugin.ignored_modules = kept_whole(model)
+    if accelerator.distributed_type != "DEEPSPEED":
+        return False
+    if config.ema_decay is not None:
+        raise ValueError(f"Stage {config.name!r} averages weights, which DeepSpeed cannot; set ema_decay to None.")
+    state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.batch_size
+    state.deepspeed_plugin.deepspeed_config["gradient_accumulation_steps"] = config.accumulate
+    state.deepspeed_plugin.deepspeed_config["gradient_clipping"] = config.gradient_clip
+    return True

@@ -222,14 +222,17 @@ def read_prior(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Fill part of a model; what is not among the weights stays.
+    """Fill part of a model in place, tensor by tensor; what is not among the weights stays.
+
+    Weights that are read when they are asked for are so never in memory beside the whole model.
 
     Raises:
-        ValueError: a name the model does not have, or another shape.
+        ValueError: a name the model does not have, or another shape; what came before it is filled by then.
     """
     own = model.state_dict()
     for name, value in weights.items():
         if name not in own or own[name].shape != value.shape:
             found = "it has no such name" if name not in own else f"it has {list(own[name].shape)} there"
             raise ValueError(f"The model cannot take {name} {list(value.shape)}: {found}.")
-    model.load_state_dict(dict(weights), strict=False)
+        with torch.no_grad():
+            own[name].copy_(value)

@@ -1,6 +1,6 @@
 """Pictures of different shapes in one training: each batch has one shape, the nearest of a table (spec 2.5).
 
-Shapes are those of PixArt's 512-pixel table (the published one has three more, not written down in the spec), scaled by
+Shapes are diffusers' PixArt table for 512 pixels (the published one has three more, not written in the spec), scaled by
 456/512 and floored to multiples of 16: a record of 384x512 is trained at 368x512, cropped, never stretched.
 """
 

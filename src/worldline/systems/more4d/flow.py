@@ -58,10 +58,13 @@ def draw(count: int, generator: torch.Generator, rank: int = 0, ranks: int = 1) 
     return torch.randint(low, high, (count,), generator=generator, device=generator.device)
 
 
-def loss(prediction: Float[Tensor, "*any"], target: Float[Tensor, "*any"]) -> Float[Tensor, ""]:
-    """Mean squared error of the velocity in float32, outliers set to zero."""
+def loss(
+    prediction: Float[Tensor, "B *any"], target: Float[Tensor, "B *any"], weight: Float[Tensor, "B *some"] | None = None
+) -> Float[Tensor, ""]:
+    """Mean squared error of the velocity in float32, outliers set to zero; the mean may be weighted."""
     error = prediction.float() - target.float()
-    return (error.square() * (error.abs() <= OUTLIER)).mean()
+    squared = error.square() * (error.abs() <= OUTLIER)
+    return squared.mean() if weight is None else (squared * weight).mean() / weight.mean()
 
 
 def guided(conditional: Velocity, unconditional: Velocity, guidance: float) -> Velocity:

@@ -40,6 +40,11 @@ class MoRe4D(nn.Module):
         """Where it works: that of the autoencoder, which is small and always there."""
         return self.vae.mean.device
 
+    def asked_between_steps(self) -> list[nn.Module]:
+        """What encodes samples before a training step: autoencoder, motion prior, encoders of texts and images."""
+        prior = [self.generator.omnimae_extractor] if self.generator.guided else []
+        return [self.vae, *prior, *(encoder for encoder in (self.text, self.image) if encoder is not None)]
+
     def embed_text(self, texts: Sequence[str]) -> Float[Tensor, "B L E"]:
         """Rows of texts for both transformers.
 

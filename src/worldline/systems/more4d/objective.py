@@ -27,6 +27,9 @@ from worldline.systems.more4d.vae import Posterior
 MOVING = 0.01
 """Displacements, in widths of the picture, that count as motion."""
 
+MOVING_CELL = 0.3
+"""Mean squared change of a standardised latent that counts as motion; what stands still changes by less than 0.02."""
+
 
 def weighted_mean(value: Float[Tensor, "*any"], weight: Float[Tensor, "*any"]) -> Float[Tensor, ""]:
     """Mean under a weight; 0 where nothing counts."""
@@ -124,12 +127,15 @@ class GeneratorObjective:
         control_dropout: share of pictures whose control latent is zeroed.
         shift: of the noise levels.
         from_mean: learn the mean of a motion's latents, not a sample; published latents are sampled.
+        moving: weight of latent cells that move (most do not): where it is not known whether something moves, more than
+            1 lets the answer lean towards that it does.
     """
 
     text_dropout: float = 0.1
     control_dropout: float = 0.02
     shift: float = flow.SHIFT
     from_mean: bool = False
+    moving: float = 1.0
 
     def __call__(
         self, model: MoRe4D, samples: MotionSamples | MotionLatents, generator: torch.Generator
@@ -150,8 +156,14 @@ class GeneratorObjective:
                 generator,
                 self.shift,
                 lambda told, t: model.generator(told, t, text, seen, reference=reference, motion=encoded.features),
+                None if self.moving == 1 else torch.where(_moving_cells(encoded.mean), self.moving, 1.0),
             )
         }
+
+
+def _moving_cells(latent: Float[Tensor, "B Z t h w"]) -> Bool[Tensor, "B 1 t h w"]:
+    """Cells that differ from those of the first frame, in which nothing has moved yet."""
+    return (latent - latent[:, :, :1]).square().mean(1, keepdim=True) > MOVING_CELL
 
 
 def _told(model: MoRe4D, encoded: MotionLatents) -> tuple[Tensor, Tensor | None]:
@@ -166,13 +178,18 @@ def _told(model: MoRe4D, encoded: MotionLatents) -> tuple[Tensor, Tensor | None]
 
 
 def _velocity_loss(
-    latent: Tensor, conditions: Tensor, generator: torch.Generator, shift: float, network: flow.Velocity
+    latent: Tensor,
+    conditions: Tensor,
+    generator: torch.Generator,
+    shift: float,
+    network: flow.Velocity,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Flow matching at noise levels and noise drawn from the generator."""
     sigma = flow.training_sigmas(shift).to(latent.device)[flow.draw(len(latent), generator)]
     noise = torch.randn(latent.shape, generator=generator, device=latent.device)
     noisy, target = flow.noised(latent.float(), noise, sigma)
-    return flow.loss(network(torch.cat([noisy.to(conditions), conditions], 1), 1000 * sigma), target)
+    return flow.loss(network(torch.cat([noisy.to(conditions), conditions], 1), 1000 * sigma), target, weight)
 
 
 @dataclass(frozen=True, kw_only=True)

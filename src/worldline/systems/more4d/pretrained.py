@@ -81,18 +81,31 @@ def start_from_base(model: WanTransformer4D, folder: Path) -> list[str]:
         WeightsError: anything else is missing, unknown, or of another shape.
     """
     files, own = tensors.model_files(folder), shapes(model)
-    found = {published.transformer_key(key): shape for file in files for key, shape in tensors.header(file).items()}
-    missing = [key for key in own if key not in found]
-    if any(not key.startswith(ADDED) and ".spatial_guidance_" not in key for key in missing):
-        tensors.check(str(folder), own, found)
-    expected = {key: shape for key, shape in own.items() if key in found}
-    patch = "patch_embedding.weight"
-    channels = own[patch][1]
-    expected[patch] = (own[patch][0], min(found[patch][1], channels), *own[patch][2:])
+    expected, missing = fitting(str(folder), own, files)
+    patch, channels = "patch_embedding.weight", own["patch_embedding.weight"][1]
     state = model.state_dict()
     for key, value in tensors.stream(files, expected, rename=published.transformer_key):
         state[key].copy_(widened(value, channels) if key == patch else value)
     return missing
+
+
+def fitting(
+    name: str, own: Mapping[str, tuple[int, ...]], files: list[Path]
+) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """Shapes that the files of a Wan base must have for a transformer, and what of the transformer they lack.
+
+    Raises:
+        WeightsError: more than additions to the stock model is missing, unknown, or of another shape.
+    """
+    found = {published.transformer_key(key): shape for file in files for key, shape in tensors.header(file).items()}
+    missing = [key for key in own if key not in found]
+    if any(not key.startswith(ADDED) and ".spatial_guidance_" not in key for key in missing):
+        tensors.check(name, own, found)
+    expected = {key: shape for key, shape in own.items() if key in found}
+    patch = "patch_embedding.weight"
+    expected[patch] = (own[patch][0], min(found[patch][1], own[patch][1]), *own[patch][2:])
+    tensors.check(name, expected, found)
+    return expected, missing
 
 
 def load_vae(folder: Path, config: VaeConfig) -> MotionVae:

@@ -141,6 +141,14 @@ def mini(*, seed: int = 11, networks: MoRe4DConfig | None = None) -> Recipe:
                 pool=MINI_POOL,
                 measure_latents=True,
             ),
+            Stage(
+                train=replace(generator, name="generator-moving", steps=350, learning_rate=7e-4, warmup_steps=20),
+                trainable=GENERATOR,
+                frozen=PRIOR,
+                objective=GeneratorObjective(shift=3.0, from_mean=True, moving=4.0),
+                samples="motion latents",
+                pool=MINI_POOL,
+            ),
         ),
         seed=seed,
     )
