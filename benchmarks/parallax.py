@@ -3,7 +3,8 @@
     python benchmarks/parallax.py [--data DIR] [--json]     # everything below, about 6 CPU minutes
     python benchmarks/parallax.py --real                    # cameras and depth, intrinsics known and unknown
     python benchmarks/parallax.py --speed                   # CPU seconds per frame and phase at 192x320
-    python benchmarks/parallax.py --long                    # 250 against 1,000 frames: peak anonymous memory, time
+    python benchmarks/parallax.py --long                    # 250 against 1,000 frames: memory, time, drift
+    python benchmarks/parallax.py --prior                   # auto's prior: windows joined against windows aligned
     python benchmarks/parallax.py --calibration             # confidence against error (default system); --plot FILE
 
 DIR (default: WORLDLINE_SHARED_DATA or ../shared/data) holds tartanair, hololens and kitti_odometry, read by
@@ -29,14 +30,20 @@ import numpy as np
 import torch
 
 from worldline import api
-from worldline.align.config import Priors
+from worldline.align import solve as alignment
+from worldline.align.config import AlignConfig, Priors
+from worldline.align.observation import Observation
+from worldline.align.window_depth import frame_depths
 from worldline.data.synthetic import render_clip
 from worldline.evaluation import trajectory
 from worldline.evaluation.protocols.suites import SYNTHETIC_V1
 from worldline.evaluation.resizing import resize_scene
 from worldline.geometry.pointmap import scene_depth
-from worldline.scene import Scene4D, Video
+from worldline.io.arena import Arena
+from worldline.io.video import load_video
+from worldline.scene import Provenance, Scene4D, Video
 from worldline.systems.parallax.infer import ParallaxConfig, infer
+from worldline.systems.system import Loading, Options, WindowSystem
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = {"tartanair": 15, "hololens": 60, "kitti_odometry": 51}
@@ -120,51 +127,56 @@ def speed(data: Path) -> dict[str, Any]:
     }
 
 
-def anonymous_bytes() -> int:
-    """Memory of this process that is not a file's."""
+def resident_bytes() -> dict[str, int]:
+    """Memory of this process: "anon" is its own, "total" counts pages of files that it looks at too."""
     with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith("RssAnon"))
-    return 1024 * int(line.split()[1])
+        found = dict(line.split(":") for line in status)
+    return {"anon": 1024 * int(found["RssAnon"].split()[0]), "total": 1024 * int(found["VmRSS"].split()[0])}
 
 
 def long_one(data: Path, frames: int) -> dict[str, float]:
-    """One long clip (a real one there and back again) at 96x144; peak anonymous memory beyond that before the run."""
-    base = truth_of(data, "hololens").video.rgb()[:50]
+    """One long clip (a real one there and back again) at 96x144: memory, time, drift.
+
+    Memory is the largest seen every 50 ms, of the whole process and beyond that before the run. Every large array
+    lives in a temporary file (`memory_bytes=0`), so that what remains is what grows. Drift: how far the camera is from
+    where it began when it is there again for the last time, as a share of the path.
+    """
+    truth = truth_of(data, "hololens")
+    assert truth.cameras is not None
+    base = truth.video.rgb()[:50]
     base = torch.nn.functional.interpolate(base.permute(0, 3, 1, 2), (96, 144), mode="area").permute(0, 2, 3, 1)
     order = np.concatenate([np.arange(50), np.arange(48, 0, -1)])[np.arange(frames) % 98]
     video = Video(frames=(base * 255).byte()[order], timestamps=torch.arange(frames, dtype=torch.float64))
-    config = ParallaxConfig(pixels=None)
-    infer(video.select(slice(0, 12)), config)
-    before, peak, stop = anonymous_bytes(), [0], threading.Event()
+    infer(video.select(slice(0, 12)), ParallaxConfig(pixels=None))
+    before, stop = resident_bytes(), threading.Event()
+    peak = dict(before)
 
     def watch() -> None:
         while not stop.wait(0.05):
-            peak[0] = max(peak[0], anonymous_bytes())
+            for name, value in resident_bytes().items():
+                peak[name] = max(peak[name], value)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     started = time.process_time()
-    scene = infer(video, bounded(config))
+    scene = infer(video, ParallaxConfig(pixels=None, memory_bytes=0))
     cpu = time.process_time() - started
     stop.set()
     watcher.join()
+    assert scene.cameras is not None
+    true, centres = truth.cameras.cam2world[order], scene.cameras.cam2world[:, :3, 3]
+    path, again = float((centres[1:] - centres[:-1]).norm(dim=1).sum()), (frames - 1) // 98 * 98
     return {
-        "peak_mib": (peak[0] - before) / 2**20,
+        "mib_beyond_start": (peak["anon"] - before["anon"]) / 2**20,
+        "mib_own": peak["anon"] / 2**20,
+        "mib_with_files": peak["total"] / 2**20,
         "cpu_seconds_per_frame": cpu / frames,
         "registered": scene.provenance.report["registered"],
+        "drift_percent_path": 100 * float((centres[again] - centres[0]).norm()) / path,
+        "ate_percent_path": 100
+        * trajectory.absolute_trajectory_error(scene.cameras.cam2world, true, "sim3")
+        / trajectory.path_length(true),
     }
-
-
-def bounded(config: ParallaxConfig) -> ParallaxConfig:
-    """The same with every large array in a temporary file, so that what remains is what grows."""
-    from dataclasses import replace
-
-    return replace(
-        config,
-        memory_bytes=0,
-        flow=replace(config.flow, memory_bytes=0),
-        dense=replace(config.dense, memory_bytes=0),
-    )
 
 
 def long_clips(data: Path) -> dict[str, Any]:
@@ -173,22 +185,74 @@ def long_clips(data: Path) -> dict[str, Any]:
     for frames in (250, 1000):
         command = [sys.executable, __file__, "--data", str(data), "--one-long", str(frames)]
         table[f"{frames} frames"] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    table["ratio"] = table["1000 frames"]["peak_mib"] / table["250 frames"]["peak_mib"]
+    for name in ("mib_beyond_start", "mib_own", "mib_with_files"):
+        table[f"{name}, 1,000 frames over 250"] = table["1000 frames"][name] / table["250 frames"][name]
     return table
+
+
+def prior(data: Path) -> dict[str, Any]:
+    """Depth of the embedded network's windows, aligned and merely joined: CPU time, AbsRel of it and of `auto` with it.
+
+    The prior's own AbsRel has a scale per frame, as that is how it is used. The last row is 50 frames, timed only.
+    """
+    clips = {name: truth_of(data, name).select(slice(0, 15)) for name in ("tartanair", "hololens")}
+    clips |= {f"rendered {n}": scene for n, scene in enumerate(rendered_clips(3))}
+    table = {name: prior_row(truth) for name, truth in clips.items()}
+    table["hololens, 50 frames"] = prior_row(truth_of(data, "hololens").select(slice(0, 50)), timed_only=True)
+    return table
+
+
+def prior_row(truth: Scene4D, timed_only: bool = False) -> dict[str, float]:
+    """One clip of `prior`."""
+    system = api.card(api.AUTO_PRIOR).load(Loading(device=torch.device("cpu")))
+    assert isinstance(system, WindowSystem)
+    small = load_video(truth.video.frames, size=api.working_size(truth.size, api.card(api.AUTO_PRIOR)))
+    started = time.process_time()
+    windows = list(system.observe(small, Options()))
+    row = {"windows": len(windows), "cpu_seconds_network": time.process_time() - started}
+    wanted, mask = scene_depth(truth), truth.valid & (scene_depth(truth) > 0) & (scene_depth(truth) < 1e4)
+    for name, depths in (("aligned", aligned_depth), ("joined", joined_depth)):
+        started = time.process_time()
+        depth = depths(windows, small)
+        row[f"cpu_seconds_{name}"] = time.process_time() - started
+        if timed_only:
+            continue
+        scene = infer(truth.video, ParallaxConfig(pixels=None), prior=depth)
+        row[f"abs_rel_auto_{name}"] = depth_scores(scene_depth(scene), wanted, mask)["abs_rel"]
+        large = torch.nn.functional.interpolate(depth[:, None], truth.size, mode="nearest")[:, 0]
+        seen = mask & large.isfinite()
+        scores = [depth_scores(large[t], wanted[t], seen[t])["abs_rel"] for t in range(len(truth)) if seen[t].any()]
+        row[f"abs_rel_prior_{name}"] = float(np.mean(scores))
+        row[f"covered_{name}"] = float(large.isfinite().float().mean())
+    return row
+
+
+def aligned_depth(windows: list[Observation], video: Video) -> torch.Tensor:
+    """Depth [T, H, W] of windows that the whole alignment has brought into one world; NaN where not valid."""
+    solved = alignment.solve(windows, len(video), video.size, Priors(), AlignConfig())
+    scene = solved.scene(video, Provenance(system="aligned"))
+    return scene_depth(scene).where(scene.valid, torch.nan)
+
+
+def joined_depth(windows: list[Observation], video: Video) -> torch.Tensor:
+    """Depth [T, H, W] of windows that are merely brought to one scale."""
+    return frame_depths(windows, len(video), Arena(1 << 30))
+
+
+def rendered_clips(count: int) -> list[Scene4D]:
+    """Clips that no training run draws and no suite holds, one of each category in turn."""
+    return [
+        render_clip(CALIBRATION_SEED + n, frames=24 if category == "long" else 16, size=(96, 144), category=category)
+        for n, category in enumerate((2 * CATEGORIES)[:count])
+    ]
 
 
 def calibration_clips(data: Path) -> dict[str, list[Scene4D]]:
     """Rendered clips that no training run draws and no suite holds, and real ones (in-sample)."""
-    clips = [
-        render_clip(
-            CALIBRATION_SEED + n,
-            frames=24 if category == "long" else 16,
-            size=(96, 144),
-            category=category,
-        )
-        for n, category in enumerate(2 * CATEGORIES)
-    ]
-    return {"rendered": clips, "real": [truth_of(data, name) for name in ("tartanair", "hololens")]}
+    return {
+        "rendered": rendered_clips(2 * len(CATEGORIES)),
+        "real": [truth_of(data, name) for name in ("tartanair", "hololens")],
+    }
 
 
 def calibration(data: Path) -> dict[str, Any]:
@@ -275,11 +339,15 @@ def show(results: dict[str, Any]) -> None:
     for name, row in results.get("long", {}).items():
         if isinstance(row, dict):
             print(
-                f"{name}: peak {row['peak_mib']:.0f} MiB of anonymous memory, {row['cpu_seconds_per_frame']:.3f} CPU "
-                f"s/frame, {row['registered']:.0f} cameras registered"
+                f"{name}: peak memory {row['mib_own']:.0f} MiB, {row['mib_beyond_start']:.0f} beyond that before the "
+                f"run, {row['mib_with_files']:.0f} with files; {row['cpu_seconds_per_frame']:.3f} CPU s/frame, "
+                f"{row['registered']:.0f} cameras registered, drift {row['drift_percent_path']:.3f} % of the path, ATE "
+                f"{row['ate_percent_path']:.3f} %"
             )
         else:
-            print(f"peak memory, 1,000 frames over 250: {row:.2f}")
+            print(f"{name}: {row:.2f}")
+    for name, row in results.get("prior", {}).items():
+        print(f"prior, {name}: " + ", ".join(f"{key} {value:.3g}" for key, value in row.items()))
     for group, rows in results.get("calibration", {}).items():
         print(f"confidence on {group} clips:  bin  share of pixels  mean confidence  within 10 % of the truth")
         for row in rows:
@@ -296,7 +364,7 @@ def main() -> None:
     default = os.environ.get("WORLDLINE_SHARED_DATA", ROOT.parent / "shared" / "data")
     parser.add_argument("--data", type=Path, default=Path(default))
     parser.add_argument("--json", action="store_true")
-    for part in ("real", "speed", "long", "calibration"):
+    for part in ("real", "speed", "long", "prior", "calibration"):
         parser.add_argument(f"--{part}", action="store_true")
     parser.add_argument("--plot", type=Path, help="picture of the calibration to write")
     parser.add_argument("--one-long", type=int, default=0, help=argparse.SUPPRESS)
@@ -307,7 +375,7 @@ def main() -> None:
         return
     if not args.data.is_dir():
         raise SystemExit(f"{args.data} is missing; give the folder of real sequences with --data.")
-    parts = {"real": real, "speed": speed, "long": long_clips, "calibration": calibration}
+    parts = {"real": real, "speed": speed, "long": long_clips, "prior": prior, "calibration": calibration}
     chosen = [name for name in parts if getattr(args, name)] or list(parts)
     results = {name: parts[name](args.data) for name in chosen}
     if args.plot is not None and "calibration" in results:

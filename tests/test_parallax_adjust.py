@@ -11,6 +11,7 @@ import torch
 from parallax_worlds import pose_errors, world
 from worldline.align.banded import solve_banded
 from worldline.align.flow_adjust import (
+    BLOCK,
     POSE,
     DepthPrior,
     FlowProblem,
@@ -19,6 +20,7 @@ from worldline.align.flow_adjust import (
     focal_variance,
     reprojection_errors,
 )
+from worldline.align.schur import Normal, solve_step
 
 OFFSETS = (1, -1, 2, -2, 4, -4)
 
@@ -41,12 +43,13 @@ def perturbed(state: FlowState, size: float, seed: int = 0) -> FlowState:
 
 def gradient(problem: FlowProblem, state: FlowState) -> tuple[np.ndarray, np.ndarray]:
     """Of the cost, with respect to the camera vector and to every inverse depth."""
-    normal = problem.linearize(state)
-    g = np.zeros(problem.layout.size)
-    for block in normal.cameras:
-        columns = block.columns.numpy()
-        np.add.at(g, columns[columns >= 0], block.g.numpy()[columns >= 0])
-    return g, normal.points[0].b.numpy()
+    g, b = np.zeros(problem.layout.size), []
+    for normal in problem.linearize(state).parts():
+        for block in normal.cameras:
+            columns = block.columns.numpy()
+            np.add.at(g, columns[columns >= 0], block.g.numpy()[columns >= 0])
+        b += [block.b.numpy() for block in normal.points]
+    return g, np.concatenate(b)
 
 
 @pytest.mark.parametrize("with_priors", [False, True])
@@ -81,7 +84,7 @@ def test_hessian_is_that_of_the_linearised_residuals() -> None:
     matches = scene.matches(OFFSETS, count=12)
     problem = FlowProblem(matches=matches, sigma_px=5.0, free_focal=True, fixed=np.arange(4) == 0)
     state = scene.state(matches)
-    normal = problem.linearize(state)
+    (normal,) = problem.linearize(state).parts()
     H = np.zeros((problem.layout.size,) * 2)
     for block in normal.cameras:
         for columns, local in zip(block.columns.numpy(), block.H.numpy(), strict=True):
@@ -96,6 +99,31 @@ def test_hessian_is_that_of_the_linearised_residuals() -> None:
     up, down = (problem.cost(problem.retract(state, torch.from_numpy(sign * step * dx), still)) for sign in (1, -1))
     curvature = (up + down - 2 * problem.cost(state)) / step**2
     assert curvature == pytest.approx(dx @ H @ dx, rel=1e-3)
+
+
+@pytest.mark.parametrize("with_priors", [False, True])
+def test_a_few_hosts_at_a_time_give_the_step_of_all_at_once(with_priors: bool) -> None:
+    scene = world(frames=2 * BLOCK + 3)
+    matches = scene.matches((1, -1, 2, -2), count=12, noise_px=0.3)
+    state = scene.state(matches)
+    problem = FlowProblem(
+        matches=matches, sigma_px=2.0, free_focal=True, fixed=np.arange(len(matches)) == 0, banded=True
+    )
+    if with_priors:
+        prior = DepthPrior(r=1.1 * state.r**0.9, weight=np.full(state.r.shape, 3.0))
+        problem = replace(problem, prior=prior, focal_prior=(60.0, 7.0))
+    linear = problem.linearize(state)
+    parts = list(linear.parts())
+    assert len(parts) == 3 + with_priors
+    whole = Normal(
+        cost=linear.cost,
+        cameras=[block for part in parts for block in part.cameras],
+        points=[block for part in parts for block in part.points],
+    )
+    streamed, once = (solve_step(normal, problem.layout, 1e-3) for normal in (linear, whole))
+    assert streamed is not None and once is not None
+    torch.testing.assert_close(streamed[0], once[0])
+    torch.testing.assert_close(streamed[1][0], torch.cat(once[1]))
 
 
 def test_exact_flow_gives_poses_to_1e_6() -> None:
@@ -127,7 +155,7 @@ def test_free_focal_is_found_and_its_variance_is_that_of_the_dense_inverse() -> 
         state, _ = adjust(problem, state, 30)
     assert state.intrinsics[0, 0] == pytest.approx(80, rel=1e-4)
 
-    normal = problem.linearize(truth)
+    (normal,) = problem.linearize(truth).parts()
     size = problem.layout.size
     H = np.zeros((size, size))
     point = normal.points[0]
@@ -185,6 +213,6 @@ def test_banded_solver_against_dense(width: int) -> None:
     for d in range(width):
         band[d, : 12 - d] = np.diagonal(dense, -d)
     right = rng.normal(size=(12, 2))
-    solved = solve_banded(band, right)
+    solved = solve_banded(band.T.copy(), right)
     assert solved is not None and np.allclose(solved, np.linalg.solve(dense, right))
-    assert solve_banded(-band, right) is None
+    assert solve_banded(-band.T.copy(), right) is None

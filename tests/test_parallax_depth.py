@@ -21,7 +21,6 @@ from worldline.systems.parallax.mask import MaskConfig, motion_score, moving_reg
 from worldline.systems.parallax.motion import MotionConfig, ground_contact, growth, scene_flow, steady
 from worldline.systems.parallax.representation import (
     FLOW_LIMIT,
-    Arena,
     FlowPairs,
     encode_flow,
     forward_backward_weight,
@@ -293,14 +292,6 @@ def test_forward_backward_weight_falls_with_the_error_and_outside_of_the_frame()
     backward[10:, 15:, 0] += 3.0
     weight = forward_backward_weight(forward, backward, 0.5, 0.0025)
     assert np.all((weight[:9, 13:26] > 0.2) & (weight[:9, 13:26] < 0.9)) and np.all(weight[11:, 13:26] == 0)
-
-
-def test_arrays_beyond_the_budget_live_in_files_and_work_the_same() -> None:
-    arena = Arena(1000)
-    small, large = arena.zeros((10,), np.float32), arena.zeros((1000,), np.float32)
-    assert not isinstance(small, np.memmap) and isinstance(large, np.memmap)
-    large[3] = 7
-    assert large[3] == 7 and large.sum() == 7
 
 
 def test_grid_pixels_lie_inside_and_are_as_many_as_asked() -> None:

@@ -188,11 +188,7 @@ def test_a_stopped_run_goes_on_with_its_cameras(truth: Scene4D, tmp_path: Path) 
 
 def test_the_result_does_not_depend_on_where_arrays_live(truth: Scene4D) -> None:
     clip = truth.video.select(slice(0, 5))
-    small = ParallaxConfig(
-        pixels=None,
-        memory_bytes=0,
-        flow=FlowConfig(memory_bytes=0),
-    )
+    small = ParallaxConfig(pixels=None, memory_bytes=0)
     a, b = infer(clip, WHOLE), infer(clip, small)
     assert torch.equal(a.points, b.points) and torch.equal(a.confidence, b.confidence)
 

@@ -8,25 +8,37 @@ to K other frames. With world-to-camera poses T_i, R_ij = R_j R_i^T, t_ij = t_j 
   + w_f/2 (log focal - log usual focal)^2                                                (optional focal prior)
 
 over poses (left perturbations, first one fixed), one factor g = log(focal / given focal), all r, and one scale a_i per
-frame of the prior. Points are eliminated one by one by `worldline.align.schur`; the camera system is banded when the
-clip is long. Jacobians, with J = dpi/dp: dr: J t_ij; pose j (translation, rotation): [r J, -J [p]x]; pose i:
-[-r J R_ij, J R_ij [x]x]; dg: (pi - c) + J R_ij (-x_x, -x_y, 0).
+frame of the prior. Points are eliminated one by one by `worldline.align.schur`, a few hosts at a time, so that memory
+does not grow with the clip but for the camera system, which is banded. Jacobians, with J = dpi/dp: dr: J t_ij; pose j
+(translation, rotation): [r J, -J [p]x]; pose i: [-r J R_ij, J R_ij [x]x]; dg: (pi - c) + J R_ij (-x_x, -x_y, 0).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import no_type_check
+from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
-from worldline.align.schur import CameraBlock, Layout, LMConfig, Normal, PointBlock, minimise, solve_step
+from worldline.align.flow_kernels import POSE as POSE
+from worldline.align.flow_kernels import linearize_hosts, match_errors, point_system, robust_cost
+from worldline.align.flow_kernels import relative_pose as relative_pose
+from worldline.align.schur import (
+    CameraBlock,
+    CameraSystem,
+    Layout,
+    LMConfig,
+    Normal,
+    PointBlock,
+    minimise,
+    reduced_blocks,
+)
 
 R_MIN, R_MAX = 1e-3, 50.0  # inverse depth in units of the median
-POSE = 7  # parameters per frame: translation 3, rotation 3, scale of the depth prior 1
+BLOCK = 16  # hosts whose derivatives are in memory at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,25 +147,9 @@ class FlowProblem:
         fixed = torch.from_numpy(~np.append(free.ravel(), self.free_focal))
         return Layout(size=POSE * frames + 1, border=1, bandwidth=bandwidth, fixed=fixed)
 
-    def linearize(self, state: FlowState) -> Normal:
-        """Normal equations of all hosts; columns: own pose and scale, pose of each target, focal."""
-        target = self.matches.target
-        H, g, E, h, b, cost = _linearize(
-            state.w2c, state.intrinsics, state.r, self.matches.pixels, target, self.matches.goal, self.matches.weight,
-            self.sigma_px,
-        )  # fmt: skip
-        if self.prior is not None:
-            cost += _add_prior(state, self.prior, H, g, E, h, b)
-        columns = torch.from_numpy(_columns(target))
-        E, h, b = torch.from_numpy(E), torch.from_numpy(h), torch.from_numpy(b)
-        cameras = [CameraBlock(columns=columns, H=torch.from_numpy(H), g=torch.from_numpy(g))]
-        if self.focal_prior is not None:
-            ratio, weight = self._focal_ratio(state), self.focal_prior[1]
-            cost += weight / 2 * ratio**2
-            one = torch.ones(1, 1, dtype=torch.float64)
-            last = torch.tensor([[POSE * len(target)]])
-            cameras.append(CameraBlock(columns=last, H=weight * one[None], g=weight * ratio * one))
-        return Normal(cost=float(cost), cameras=cameras, points=[PointBlock(columns=columns, E=E, h=h, b=b)])
+    def linearize(self, state: FlowState) -> FlowLinear:
+        """Normal equations of all hosts, a block of them at a time."""
+        return FlowLinear(problem=self, state=state, cost=self.cost(state))
 
     def _focal_ratio(self, state: FlowState) -> float:
         assert self.focal_prior is not None
@@ -162,10 +158,11 @@ class FlowProblem:
     def cost(self, state: FlowState) -> float:
         """The robust cost."""
         m = self.matches
-        cost = _cost(state.w2c, state.intrinsics, state.r, m.pixels, m.target, m.goal, m.weight, self.sigma_px)
+        cost = robust_cost(state.w2c, state.intrinsics, state.r, m.pixels, m.target, m.goal, m.weight, self.sigma_px)
         if self.prior is not None:
-            error, _ = _prior_error(state, self.prior)
-            cost += float(np.sum(self.prior.weight * self.prior.sigma**2 / 2 * error / (1 + error)))
+            for part in blocks(len(m)):
+                error, _ = _prior_error(state, self.prior, part)
+                cost += float(np.sum(self.prior.weight[part] * self.prior.sigma**2 / 2 * error / (1 + error)))
         if self.focal_prior is not None:
             cost += self.focal_prior[1] / 2 * self._focal_ratio(state) ** 2
         return float(cost)
@@ -186,22 +183,93 @@ class FlowProblem:
         return FlowState(w2c=w2c, intrinsics=intrinsics, r=r, log_scale=state.log_scale + pose[:, 6])
 
 
+@dataclass(frozen=True, kw_only=True)
+class FlowLinear:
+    """The problem linearised at a state; derivatives live only while their block of hosts is worked on.
+
+    Attributes:
+        problem: what.
+        state: where.
+        cost: the robust cost there.
+    """
+
+    problem: FlowProblem
+    state: FlowState
+    cost: float
+
+    def parts(self) -> Iterator[Normal]:
+        """Normal equations of some hosts each; columns: own pose and scale, pose of each target, focal."""
+        for hosts in blocks(len(self.problem.matches)):
+            yield self._part(hosts)
+        if self.problem.focal_prior is not None:
+            yield Normal(cost=0.0, cameras=[self._usual_focal(*self.problem.focal_prior)])
+
+    def _part(self, hosts: slice) -> Normal:
+        matches, prior = self.problem.matches, self.problem.prior
+        H, g, E, h, b = linearize_hosts(*self._arguments(), hosts.start, hosts.stop)
+        if prior is not None:
+            weight, ratio, slope = _prior_terms(self.state, prior, hosts)
+            H[:, 6, 6] += weight.sum(1)
+            g[:, 6] -= (weight * ratio).sum(1)
+            E[:, :, 6] -= weight * slope
+            h += weight * slope**2
+            b += weight * slope * ratio
+        columns = torch.from_numpy(_columns(matches.target, hosts))
+        cameras = [CameraBlock(columns=columns, H=torch.from_numpy(H), g=torch.from_numpy(g))]
+        E, h, b = torch.from_numpy(E), torch.from_numpy(h), torch.from_numpy(b)
+        return Normal(cost=0.0, cameras=cameras, points=[PointBlock(columns=columns, E=E, h=h, b=b)])
+
+    def _usual_focal(self, focal_px: float, weight: float) -> CameraBlock:
+        one = torch.ones(1, 1, dtype=torch.float64)
+        ratio = float(np.log(self.state.intrinsics[:, 0].mean() / focal_px))
+        last = torch.tensor([[POSE * len(self.problem.matches)]])
+        return CameraBlock(columns=last, H=weight * one[None], g=weight * ratio * one)
+
+    def back_substitute(self, dx: Tensor, damping: float) -> list[Tensor]:
+        """Steps of all inverse depths, [T, N], from the cameras' step; derivatives are made anew for it."""
+        step = dx.numpy()
+        pose, focal = step[:-1].reshape(-1, POSE), float(step[-1])
+        result = np.zeros(self.state.r.shape)
+        for hosts in blocks(len(result)):
+            h, b = point_system(*self._arguments(), pose[:, :6], focal, hosts.start, hosts.stop)
+            if self.problem.prior is not None:
+                weight, ratio, slope = _prior_terms(self.state, self.problem.prior, hosts)
+                h += weight * slope**2
+                b += weight * slope * (ratio - pose[hosts, 6:])
+            known = h > 0
+            result[hosts][known] = -b[known] / (h[known] * (1 + damping))
+        return [torch.from_numpy(result)]
+
+    def _arguments(self) -> tuple[Any, ...]:
+        state, m = self.state, self.problem.matches
+        return (state.w2c, state.intrinsics, state.r, m.pixels, m.target, m.goal, m.weight, self.problem.sigma_px)
+
+
+def blocks(count: int, size: int = BLOCK) -> list[slice]:
+    """Slices of at most `size` frames that make up `count` of them."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
 def adjust(problem: FlowProblem, state: FlowState, iterations: int) -> tuple[FlowState, float]:
     """Bundle adjustment: the state of least cost found, and its cost per unit of match weight (in sigma^2/2)."""
     result = minimise(problem, state, LMConfig(iterations=iterations, tolerance=1e-4))
     return result.state, relative_cost(problem, result.cost)
 
 
-def reprojection_errors(matches: Matches, state: FlowState) -> np.ndarray:
-    """Distance in pixels, [T, K, N] float32, between every match and where its point is seen; NaN without a match."""
-    m = matches
-    return _errors(state.w2c, state.intrinsics, state.r, m.pixels, m.target, m.goal, m.weight)
+def reprojection_errors(matches: Matches, state: FlowState, hosts: np.ndarray | None = None) -> np.ndarray:
+    """Distance in pixels, [M, K, N] float32, between matches and where their points are seen; NaN without a match.
+
+    `hosts` [M] says of which frames, by default all of them.
+    """
+    m, hosts = matches, np.arange(len(matches)) if hosts is None else hosts
+    return match_errors(state.w2c, state.intrinsics, state.r, m.pixels, m.target, m.goal, m.weight, hosts)
 
 
 def relative_cost(problem: FlowProblem, cost: float) -> float:
     """Cost as a share in 0..1 of that of matches that all fail."""
-    used = problem.matches.weight[problem.matches.target >= 0].sum(dtype=np.float64)
-    return cost / max(1e-12, problem.sigma_px**2 / 2 * float(used))
+    m = problem.matches
+    used = sum(float(m.weight[part][m.target[part] >= 0].sum(dtype=np.float64)) for part in blocks(len(m)))
+    return cost / max(1e-12, problem.sigma_px**2 / 2 * used)
 
 
 def focal_variance(problem: FlowProblem, state: FlowState) -> float:
@@ -209,207 +277,36 @@ def focal_variance(problem: FlowProblem, state: FlowState) -> float:
 
     This is the element of the inverse of the Schur complement, read off as the step that a unit gradient on it makes.
     """
-    normal = replace(problem, free_focal=True).linearize(state)
-    layout = replace(problem, free_focal=True).layout
-    unit = CameraBlock(
-        columns=torch.tensor([[layout.size - 1]]), H=torch.zeros(1, 1, 1).double(), g=-torch.ones(1, 1).double()
-    )
-    cameras = [replace(block, g=torch.zeros_like(block.g)) for block in normal.cameras] + [unit]
-    points = [replace(block, b=torch.zeros_like(block.b)) for block in normal.points]
-    step = solve_step(Normal(cost=0.0, cameras=cameras, points=points), layout, 1e-9)
-    variance = float("inf") if step is None else float(step[0][-1])
+    free = replace(problem, free_focal=True)
+    system, layout = CameraSystem(free.layout), free.layout
+    for part in free.linearize(state).parts():
+        for columns, H, g in reduced_blocks(part, 1e-9):
+            system.add(columns, H, torch.zeros_like(g))
+    last, one = torch.tensor([[layout.size - 1]]), torch.ones(1, 1, dtype=torch.float64)
+    system.add(last, torch.zeros(1, 1, 1, dtype=torch.float64), -one)
+    step = system.solve()
+    variance = float("inf") if step is None else float(step[-1])
     return variance if variance > 0 else float("inf")
 
 
-def _columns(target: np.ndarray) -> np.ndarray:
-    frames, slots = target.shape
-    own = POSE * np.arange(frames)[:, None] + np.arange(POSE)[None]
-    other = np.where(target[..., None] >= 0, POSE * target[..., None].astype(np.int64) + np.arange(6), -1)
-    focal = np.full((frames, 1), POSE * frames)
-    return np.concatenate([own, other.reshape(frames, 6 * slots), focal], axis=1).astype(np.int64)
+def _columns(target: np.ndarray, hosts: slice) -> np.ndarray:
+    """Columns [B, 7 + 6 K + 1] in the camera vector: the host's pose and scale, its targets' poses, the focal."""
+    frames, part = len(target), target[hosts]
+    own = POSE * np.arange(hosts.start, hosts.stop)[:, None] + np.arange(POSE)[None]
+    other = np.where(part[..., None] >= 0, POSE * part[..., None].astype(np.int64) + np.arange(6), -1)
+    focal = np.full((len(part), 1), POSE * frames)
+    return np.concatenate([own, other.reshape(len(part), -1), focal], axis=1).astype(np.int64)
 
 
-def _prior_error(state: FlowState, prior: DepthPrior) -> tuple[np.ndarray, np.ndarray]:
-    """Squared error over sigma^2, and the error, of every point; 0 where the prior is unknown."""
-    known = prior.weight > 0
-    ratio = np.log(np.maximum(state.r, R_MIN)) - np.log(np.where(known, prior.r, 1.0)) - state.log_scale[:, None]
-    ratio = np.where(known, ratio, 0.0)
+def _prior_error(state: FlowState, prior: DepthPrior, part: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Squared error over sigma^2, and the error, of every point of some frames; 0 where the prior is unknown."""
+    known = prior.weight[part] > 0
+    ratio = np.log(np.maximum(state.r[part], R_MIN)) - np.log(np.where(known, prior.r[part], 1.0))
+    ratio = np.where(known, ratio - state.log_scale[part, None], 0.0)
     return (ratio / prior.sigma) ** 2, ratio
 
 
-def _add_prior(
-    state: FlowState,
-    prior: DepthPrior,
-    H: np.ndarray,
-    g: np.ndarray,
-    E: np.ndarray,
-    h: np.ndarray,
-    b: np.ndarray,
-) -> float:
-    """Add the depth prior to the normal equations in place; its cost."""
-    error, ratio = _prior_error(state, prior)
-    weight = prior.weight / (1 + error) ** 2
-    slope = 1 / np.maximum(state.r, R_MIN)
-    H[:, 6, 6] += weight.sum(1)
-    g[:, 6] -= (weight * ratio).sum(1)
-    E[:, :, 6] -= weight * slope
-    h += weight * slope**2
-    b += weight * slope * ratio
-    return float(np.sum(prior.weight * prior.sigma**2 / 2 * error / (1 + error)))
-
-
-@njit(cache=True, nogil=True)
-@no_type_check
-def relative_pose(w2c_i, w2c_j):
-    """(R_ij, t_ij): from camera i's frame to camera j's."""
-    R = np.empty((3, 3))
-    t = np.empty(3)
-    for a in range(3):
-        for c in range(3):
-            R[a, c] = w2c_j[a, 0] * w2c_i[c, 0] + w2c_j[a, 1] * w2c_i[c, 1] + w2c_j[a, 2] * w2c_i[c, 2]
-    for a in range(3):
-        t[a] = w2c_j[a, 3] - (R[a, 0] * w2c_i[0, 3] + R[a, 1] * w2c_i[1, 3] + R[a, 2] * w2c_i[2, 3])
-    return R, t
-
-
-@njit(cache=True, nogil=True)
-@no_type_check
-def _cost(w2c, intrinsics, r, pixels, target, goal, weight, sigma):
-    total = 0.0
-    for i in range(target.shape[0]):
-        fx, fy, cx, cy = intrinsics[i]
-        for k in range(target.shape[1]):
-            j = target[i, k]
-            if j < 0:
-                continue
-            R, t = relative_pose(w2c[i], w2c[j])
-            gx, gy, dx, dy = intrinsics[j]
-            for n in range(pixels.shape[1]):
-                w = weight[i, k, n]
-                if w <= 0:
-                    continue
-                x, y = (pixels[i, n, 0] - cx) / fx, (pixels[i, n, 1] - cy) / fy
-                px = R[0, 0] * x + R[0, 1] * y + R[0, 2] + r[i, n] * t[0]
-                py = R[1, 0] * x + R[1, 1] * y + R[1, 2] + r[i, n] * t[1]
-                pz = R[2, 0] * x + R[2, 1] * y + R[2, 2] + r[i, n] * t[2]
-                if pz < 1e-3:
-                    total += w * sigma * sigma / 2
-                    continue
-                ex = gx * px / pz + dx - goal[i, k, n, 0]
-                ey = gy * py / pz + dy - goal[i, k, n, 1]
-                e = (ex * ex + ey * ey) / (sigma * sigma)
-                total += w * sigma * sigma / 2 * e / (1 + e)
-    return total
-
-
-@njit(cache=True, nogil=True)
-@no_type_check
-def _errors(w2c, intrinsics, r, pixels, target, goal, weight):
-    errors = np.full(weight.shape, np.nan, np.float32)
-    for i in range(target.shape[0]):
-        for k in range(target.shape[1]):
-            j = target[i, k]
-            if j < 0:
-                continue
-            R, t = relative_pose(w2c[i], w2c[j])
-            for n in range(pixels.shape[1]):
-                if weight[i, k, n] <= 0:
-                    continue
-                x = (pixels[i, n, 0] - intrinsics[i, 2]) / intrinsics[i, 0]
-                y = (pixels[i, n, 1] - intrinsics[i, 3]) / intrinsics[i, 1]
-                pz = max(R[2, 0] * x + R[2, 1] * y + R[2, 2] + r[i, n] * t[2], 1e-3)
-                px = (R[0, 0] * x + R[0, 1] * y + R[0, 2] + r[i, n] * t[0]) / pz
-                py = (R[1, 0] * x + R[1, 1] * y + R[1, 2] + r[i, n] * t[1]) / pz
-                ex = intrinsics[j, 0] * px + intrinsics[j, 2] - goal[i, k, n, 0]
-                ey = intrinsics[j, 1] * py + intrinsics[j, 3] - goal[i, k, n, 1]
-                errors[i, k, n] = np.sqrt(ex * ex + ey * ey)
-    return errors
-
-
-@njit(cache=True, nogil=True)
-@no_type_check
-def _match_rows(R, t, x, y, r, gx, gy, dx, dy, goal, own, other):
-    """Residual of one match and its Jacobian rows.
-
-    Fills own [2, 6] (host's pose) and other [2, 6] (target's pose); returns residual 2, d/dr 2, d/dfocal 2, valid.
-    """
-    ax = R[0, 0] * x + R[0, 1] * y + R[0, 2]
-    ay = R[1, 0] * x + R[1, 1] * y + R[1, 2]
-    az = R[2, 0] * x + R[2, 1] * y + R[2, 2]
-    px, py, pz = ax + r * t[0], ay + r * t[1], az + r * t[2]
-    if pz < 1e-3:
-        return 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, False
-    ux, uy, iz = px / pz, py / pz, 1 / pz
-    J = ((gx * iz, 0.0, -gx * ux * iz), (0.0, gy * iz, -gy * uy * iz))
-    for a in range(2):
-        j0, j1, j2 = J[a]
-        other[a, 0], other[a, 1], other[a, 2] = r * j0, r * j1, r * j2
-        # J_a (omega x p) = omega . (p x J_a), and J_a R (x x omega) = omega . (R^T J_a x x)
-        other[a, 3] = py * j2 - pz * j1
-        other[a, 4] = pz * j0 - px * j2
-        other[a, 5] = px * j1 - py * j0
-        m0 = j0 * R[0, 0] + j1 * R[1, 0] + j2 * R[2, 0]
-        m1 = j0 * R[0, 1] + j1 * R[1, 1] + j2 * R[2, 1]
-        m2 = j0 * R[0, 2] + j1 * R[1, 2] + j2 * R[2, 2]
-        own[a, 0], own[a, 1], own[a, 2] = -r * m0, -r * m1, -r * m2
-        own[a, 3] = -(y * m2 - m1)
-        own[a, 4] = -(m0 - x * m2)
-        own[a, 5] = -(x * m1 - y * m0)
-    ex, ey = gx * ux + dx - goal[0], gy * uy + dy - goal[1]
-    rx = J[0][0] * t[0] + J[0][2] * t[2]
-    ry = J[1][1] * t[1] + J[1][2] * t[2]
-    qx, qy, qz = -(R[0, 0] * x + R[0, 1] * y), -(R[1, 0] * x + R[1, 1] * y), -(R[2, 0] * x + R[2, 1] * y)
-    fx = gx * ux + J[0][0] * qx + J[0][2] * qz
-    fy = gy * uy + J[1][1] * qy + J[1][2] * qz
-    return ex, ey, rx, ry, fx, fy, True
-
-
-@njit(cache=True, nogil=True)
-@no_type_check
-def _linearize(w2c, intrinsics, r, pixels, target, goal, weight, sigma):
-    frames, slots, points = target.shape[0], target.shape[1], pixels.shape[1]
-    size = POSE + 6 * slots + 1
-    H, g = np.zeros((frames, size, size)), np.zeros((frames, size))
-    E, h, b = np.zeros((frames, points, size)), np.zeros((frames, points)), np.zeros((frames, points))
-    row = np.zeros((2, 13))  # host pose 6, target pose 6, focal 1
-    own, other = row[:, :6], row[:, 6:12]
-    column = np.empty(13, np.int64)
-    column[:6] = np.arange(6)
-    column[12] = size - 1
-    total = 0.0
-    for i in range(frames):
-        fx, fy, cx, cy = intrinsics[i]
-        for k in range(slots):
-            j = target[i, k]
-            if j < 0:
-                continue
-            R, t = relative_pose(w2c[i], w2c[j])
-            gx, gy, dx, dy = intrinsics[j]
-            column[6:12] = POSE + 6 * k + np.arange(6)
-            local = np.zeros((13, 13))
-            for n in range(points):
-                w = weight[i, k, n]
-                if w <= 0:
-                    continue
-                x, y = (pixels[i, n, 0] - cx) / fx, (pixels[i, n, 1] - cy) / fy
-                ex, ey, rx, ry, row[0, 12], row[1, 12], ok = _match_rows(
-                    R, t, x, y, r[i, n], gx, gy, dx, dy, goal[i, k, n], own, other
-                )
-                if not ok:
-                    total += w * sigma * sigma / 2
-                    continue
-                e = (ex * ex + ey * ey) / (sigma * sigma)
-                total += w * sigma * sigma / 2 * e / (1 + e)
-                q = w / ((1 + e) * (1 + e))
-                h[i, n] += q * (rx * rx + ry * ry)
-                b[i, n] += q * (rx * ex + ry * ey)
-                for a in range(13):
-                    ja, jb = q * row[0, a], q * row[1, a]
-                    E[i, n, column[a]] += ja * rx + jb * ry
-                    g[i, column[a]] += ja * ex + jb * ey
-                    for c in range(13):
-                        local[a, c] += ja * row[0, c] + jb * row[1, c]
-            for a in range(13):
-                for c in range(13):
-                    H[i, column[a], column[c]] += local[a, c]
-    return H, g, E, h, b, total
+def _prior_terms(state: FlowState, prior: DepthPrior, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Robust weight, log ratio and its derivative with respect to r of the depth prior, [B, N] each."""
+    error, ratio = _prior_error(state, prior, part)
+    return prior.weight[part] / (1 + error) ** 2, ratio, 1 / np.maximum(state.r[part], R_MIN)

@@ -29,6 +29,7 @@ and memory linear in D). Columns of -1 are ignored, so blocks may be padded.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -78,6 +79,26 @@ class Normal:
     cost: float
     cameras: list[CameraBlock]
     points: list[PointBlock] = field(default_factory=list)
+
+    def parts(self) -> Iterator[Normal]:
+        """Itself: all of it is in memory."""
+        yield self
+
+    def back_substitute(self, dx: Tensor, damping: float) -> list[Tensor]:
+        """The points' step that belongs to the cameras' step dx [D], [B, N] per block of points."""
+        return [_back_substitute(block, _inverse(block, damping), dx) for block in self.points]
+
+
+@runtime_checkable
+class Linear(Protocol):
+    """One linearisation: a `Normal`, or one whose parts are made each time they are asked for and then forgotten."""
+
+    @property
+    def cost(self) -> float: ...  # noqa: D102
+
+    def parts(self) -> Iterator[Normal]: ...  # noqa: D102
+
+    def back_substitute(self, dx: Tensor, damping: float) -> list[Tensor]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +153,14 @@ class Problem(Protocol):
     @property
     def layout(self) -> Layout: ...  # noqa: D102
 
-    def linearize(self, state: Any) -> Normal: ...  # noqa: D102
+    def linearize(self, state: Any) -> Linear: ...  # noqa: D102
 
     def cost(self, state: Any) -> float: ...  # noqa: D102
 
     def retract(self, state: Any, dx: Tensor, dd: list[Tensor]) -> Any: ...  # noqa: D102
 
 
-def minimise(problem: Problem, state: Any, config: LMConfig = LMConfig(), first: Normal | None = None) -> Result:
+def minimise(problem: Problem, state: Any, config: LMConfig = LMConfig(), first: Linear | None = None) -> Result:
     """Lower the cost by damped Gauss-Newton steps, accepting only steps that lower it.
 
     Args:
@@ -176,13 +197,14 @@ def minimise(problem: Problem, state: Any, config: LMConfig = LMConfig(), first:
     return Result(state=state, cost=history[-1], history=tuple(history))
 
 
-def solve_step(normal: Normal, layout: Layout, damping: float) -> tuple[Tensor, list[Tensor]] | None:
+def solve_step(normal: Linear, layout: Layout, damping: float) -> tuple[Tensor, list[Tensor]] | None:
     """One damped step (dx [D] float64, one [B, N] per point block), or None where the system is not positive."""
-    blocks, inverses = _reduced_blocks(normal, damping)
-    dx = _solve_reduced(blocks, layout)
-    if dx is None:
-        return None
-    return dx, [_back_substitute(block, inverse, dx) for block, inverse in zip(normal.points, inverses, strict=True)]
+    system = CameraSystem(layout)
+    for part in normal.parts():
+        for block in reduced_blocks(part, damping):
+            system.add(*block)
+    dx = system.solve()
+    return None if dx is None else (dx, normal.back_substitute(dx, damping))
 
 
 def _damped(H: Tensor, damping: float) -> Tensor:
@@ -207,7 +229,7 @@ def reduced_system(normal: Normal, layout: Layout, wanted: Tensor) -> tuple[Tens
         place[layout.fixed.cpu()] = -1
     total = torch.zeros(len(wanted) + 1, len(wanted) + 1, dtype=torch.float64)
     gradient = torch.zeros(len(wanted) + 1, dtype=torch.float64)
-    for columns, H, g in _reduced_blocks(normal, 0.0)[0]:
+    for columns, H, g in reduced_blocks(normal, 0.0):
         local = place[columns.cpu()] * (columns.cpu() >= 0) + len(wanted) * (columns.cpu() < 0)
         local = torch.where(local < 0, len(wanted), local)
         index = local[:, :, None] * len(total) + local[:, None, :]
@@ -219,57 +241,57 @@ def reduced_system(normal: Normal, layout: Layout, wanted: Tensor) -> tuple[Tens
     return total, gradient[:-1]
 
 
-def _reduced_blocks(normal: Normal, damping: float) -> tuple[list[tuple[Tensor, Tensor, Tensor]], list[Tensor]]:
-    """Blocks (columns, H, g) of the camera system with the points eliminated, and 1 / h of every point block."""
+def _inverse(block: PointBlock, damping: float) -> Tensor:
+    """1 / h, damped; 0 where h is."""
+    tiny = 1e-300 if block.h.dtype == torch.float64 else 1e-37
+    return torch.where(block.h > 0, 1 / (block.h.clamp_min(tiny) * (1 + damping)), torch.zeros_like(block.h))
+
+
+def reduced_blocks(normal: Normal, damping: float) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Blocks (columns, H, g) of the camera system with the points eliminated."""
     blocks = [(block.columns, _damped(block.H, damping), block.g) for block in normal.cameras]
-    inverses = []
     for block in normal.points:
-        tiny = 1e-300 if block.h.dtype == torch.float64 else 1e-37
-        inverse = torch.where(block.h > 0, 1 / (block.h.clamp_min(tiny) * (1 + damping)), torch.zeros_like(block.h))
-        inverses.append(inverse)
-        scaled = block.E * inverse.unsqueeze(-1)
+        scaled = block.E * _inverse(block, damping).unsqueeze(-1)
         H = -torch.matmul(scaled.mT, block.E)
         g = -torch.matmul(scaled.mT, block.b.unsqueeze(-1))
         if block.basis is not None:
             H, g = block.basis.mT @ H @ block.basis, block.basis.mT @ g
         blocks.append((block.columns, H, g.squeeze(-1)))
-    return blocks, inverses
+    return blocks
 
 
-def _solve_reduced(blocks: list[tuple[Tensor, Tensor, Tensor]], layout: Layout) -> Tensor | None:
-    """Solve the assembled system for dx; fixed and never-mentioned parameters get a zero step."""
-    fixed = np.zeros(layout.size, bool) if layout.fixed is None else layout.fixed.cpu().numpy().astype(bool)
-    inner = layout.size - layout.border
-    width = inner if layout.bandwidth is None else min(layout.bandwidth, max(inner, 1))
-    band = np.zeros((max(width, 1), max(inner, 1)))
-    border = np.zeros((layout.size, layout.border))
-    dense = np.zeros((layout.size, layout.size)) if layout.bandwidth is None else None
-    gradient = np.zeros(layout.size)
-    for columns_t, H_t, g_t in blocks:
-        columns, H, g = (value.detach().cpu().numpy() for value in (columns_t, H_t.double(), g_t.double()))
-        usable = (columns >= 0) & ~fixed[np.maximum(columns, 0)]
-        np.add.at(gradient, columns[usable], g[usable])
-        pair = usable[:, :, None] & usable[:, None, :]
-        rows, cols = np.broadcast_arrays(columns[:, :, None], columns[:, None, :])
-        rows, cols, values = rows[pair], cols[pair], H[pair]
-        if dense is not None:
-            dense += np.bincount(rows * layout.size + cols, values, layout.size**2).reshape(dense.shape)
-        else:
-            _scatter_banded(band, border, rows, cols, values, inner)
-    if dense is not None:
-        return _solve_dense(dense, gradient)
-    return _solve_banded(band, border, gradient, layout)
+class CameraSystem:
+    """The camera system H dx = -g while blocks are added to it; fixed and never-mentioned parameters do not move."""
 
+    def __init__(self, layout: Layout) -> None:
+        """An empty system."""
+        self._layout = layout
+        inner = layout.size - layout.border
+        self._dense = layout.bandwidth is None
+        shape = (0, 0) if layout.bandwidth is None else (inner, max(1, min(layout.bandwidth, max(inner, 1))))
+        self._columns, self._gradient = np.zeros(shape), np.zeros(layout.size)
+        self._border = np.zeros((layout.size, layout.size - shape[0]))
+        self._fixed = np.zeros(layout.size, bool) if layout.fixed is None else layout.fixed.cpu().numpy().astype(bool)
 
-def _scatter_banded(
-    band: np.ndarray, border: np.ndarray, rows: np.ndarray, cols: np.ndarray, values: np.ndarray, inner: int
-) -> None:
-    edge = cols >= inner
-    np.add.at(border, (rows[edge], cols[edge] - inner), values[edge])
-    lower = (rows >= cols) & (rows < inner)
-    if lower.any() and int((rows - cols)[lower].max()) >= len(band):
-        raise ValueError("Parameters couple beyond Layout.bandwidth: order them along time or widen the band.")
-    np.add.at(band, ((rows - cols)[lower], cols[lower]), values[lower])
+    def add(self, columns: Tensor, H: Tensor, g: Tensor) -> None:
+        """Add blocks over some parameters, shapes as in `CameraBlock`.
+
+        Raises:
+            ValueError: parameters couple that lie farther apart than the band is wide.
+        """
+        from worldline.align.banded import add_blocks
+
+        index, square, vector = (
+            np.ascontiguousarray(v.detach().cpu().numpy()) for v in (columns, H.double(), g.double())
+        )
+        if not add_blocks(self._columns, self._border, self._gradient, index, square, vector, self._fixed):
+            raise ValueError("Parameters couple beyond Layout.bandwidth: order them along time or widen the band.")
+
+    def solve(self) -> Tensor | None:
+        """The step dx [D], or None where the system is not positive; what was added is used up."""
+        if self._dense:
+            return _solve_dense(self._border, self._gradient)
+        return _solve_banded(self._columns, self._border, self._gradient)
 
 
 def _solve_dense(H: np.ndarray, g: np.ndarray) -> Tensor | None:
@@ -286,21 +308,19 @@ def _solve_dense(H: np.ndarray, g: np.ndarray) -> Tensor | None:
     return torch.from_numpy(step) if np.isfinite(step).all() else None
 
 
-def _solve_banded(band: np.ndarray, border: np.ndarray, g: np.ndarray, layout: Layout) -> Tensor | None:
-    from worldline.align.banded import solve_banded
+def _solve_banded(columns: np.ndarray, border: np.ndarray, g: np.ndarray) -> Tensor | None:
+    from worldline.align.banded import scale_columns, solve_banded
 
-    inner, edge = layout.size - layout.border, layout.border
-    diagonal = np.concatenate([band[0][:inner], np.diagonal(border[inner:])])
+    (inner, _), edge = columns.shape, border.shape[1]
+    diagonal = np.concatenate([columns[:, 0], np.diagonal(border[inner:])])
     scale = np.where(diagonal > 0, 1 / np.sqrt(np.maximum(diagonal, 1e-300)), 0.0)
-    for offset in range(min(len(band), inner)):
-        band[offset, : inner - offset] *= scale[offset:inner] * scale[: inner - offset]
-    band[0] = np.where(scale[:inner] > 0, 1 + 1e-12, 1.0) if inner else 1.0
+    scale_columns(columns, scale)
     border = border * scale[:, None] * scale[None, inner:]
     rhs = np.concatenate([border[:inner], -(scale * g)[:inner, None]], axis=1)
-    solved = solve_banded(band, rhs) if inner else rhs
+    solved = solve_banded(columns, rhs) if inner else rhs
     if solved is None:
         return None
-    step = np.empty(layout.size)
+    step = np.empty(len(g))
     corner = border[inner:] - border[:inner].T @ solved[:, :edge]
     corner[np.diag_indices(edge)] += np.where(scale[inner:] > 0, 1e-12, 1.0)
     right = -(scale * g)[inner:] - border[:inner].T @ solved[:, edge]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from worldline.api.choice import PUBLISHED as PUBLISHED
 from worldline.api.reconstruction import AUTO as AUTO
 from worldline.api.reconstruction import AUTO_PRIOR as AUTO_PRIOR
 from worldline.api.reconstruction import PARALLAX as PARALLAX

@@ -7,20 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from worldline.align.config import Priors
 from worldline.align.prior_files import PriorFiles
+from worldline.api import choice
+from worldline.api.choice import Choice
 from worldline.api.run import check_size, choose_device, clip_of, provenance_of, settings_of, working_size
 from worldline.geometry import camera as camera_geometry
+from worldline.io.arena import Arena
 from worldline.io.store import PartialRun
 from worldline.io.video import VideoReader, parse_frames
 from worldline.scene import Progress, Scene4D, Video, no_progress
 from worldline.systems.registry import Card, card, of_kind
-from worldline.systems.system import Loading, Options, VideoSystem
+from worldline.systems.system import Loading, Options, VideoSystem, WindowSystem
 
 AUTO = "auto"
-AUTO_PRIOR = "motioncrafter-mini"
+AUTO_PRIOR = choice.EMBEDDED
 PARALLAX = "parallax"
 REFINE = ("auto", PARALLAX, "none")
 
@@ -47,7 +48,9 @@ def reconstruct(
 
     Args:
         video: path of a video, picture or folder of pictures, or frames in memory.
-        system: a name from `systems()`; "auto" is the best that this machine runs without a download.
+        system: a name from `systems()`; "auto" is the parallax system with a network's depth as its prior: that of the
+            published network on a CUDA GPU whose weights are here and whose licence is accepted, else the embedded
+            one's. The scene's report says under "auto" which, and why.
         frames: which frames, a slice or "start:stop:step".
         size: (H, W) to work at; default near what the system is made for, same aspect ratio, never enlarged.
         window, overlap: frames per window and frames that windows share; default the system's own.
@@ -66,24 +69,30 @@ def reconstruct(
         FileNotFoundError: if there is no such video or no such weights.
     """
     # 1. What runs, and where.
-    started, prior = time.perf_counter(), of_kind(AUTO_PRIOR if system == AUTO else system, "video")
-    refined = _refined(system, refine)
-    entry = card(PARALLAX) if refined else prior
+    started, refined = time.perf_counter(), _refined(system, refine)
     loading = Loading(device=choose_device(device), weights=weights, accept_license=accept_license)
+    chosen_network = network_of(system, loading)
+    prior = of_kind(chosen_network.system, "video")
+    entry = card(PARALLAX) if refined else prior
     # 2. The frames, at the size the system works at, and what is known about them.
     source = video.size if isinstance(video, Video) else VideoReader(video).size
     clip = clip_of(video, frames, check_size(source, size, entry))
     known = _with_focal(_read(priors, clip, source, frames), focal_px, source, clip.size)
     chosen: dict[str, Any] = {"window": window, "overlap": overlap, "seed": seed}
-    chosen_system = {"system": system, "refine": refine, "weights": weights}
+    chosen_system = {"system": system, "network": prior.name, "refine": refine, "weights": weights}
     settings = settings_of(video, clip, **chosen_system, frames=str(frames), focal_px=focal_px, **chosen)
     settings |= {"priors": repr(priors)} if isinstance(priors, PriorFiles) else {}
     # 3. The scene, and how it was made.
     cache = None if resume_beside is None else PartialRun(Path(resume_beside), settings)
     options = Options(priors=known, cache=cache, progress=progress, **chosen)
-    scene = (
-        prior_and_parallax(clip, loading, options, prior) if refined else _reconstruct(entry, clip, loading, options)
-    )
+    if refined:
+        larger = prior.area > clip.size[0] * clip.size[1]
+        seen = clip_of(video, frames, working_size(source, prior)) if larger else None
+        scene = prior_and_parallax(clip, loading, options, prior, seen)
+    else:
+        scene = _video_system(entry, loading).reconstruct(clip, options)
+    if system == AUTO:
+        scene = _said(scene, chosen_network)
     return replace(scene, provenance=provenance_of(scene, settings, started))
 
 
@@ -105,8 +114,20 @@ def _refined(system: str, refine: str) -> bool:
     return refine == PARALLAX and system != PARALLAX
 
 
-def _reconstruct(entry: Card, clip: Video, loading: Loading, options: Options) -> Scene4D:
-    return _video_system(entry, loading).reconstruct(clip, options)
+def network_of(system: str, loading: Loading) -> Choice:
+    """The network that a system name stands for, and why; weights of the user's own are for the embedded one."""
+    if system != AUTO:
+        return Choice(system=system, reason="it was asked for")
+    if loading.weights is not None:
+        return Choice(system=AUTO_PRIOR, reason="the weights given are for the embedded network")
+    published = choice.published_networks(loading.accept_license) if loading.device.type == "cuda" else []
+    return choice.choose(choice.machine_of(loading.device), published)
+
+
+def _said(scene: Scene4D, found: Choice) -> Scene4D:
+    """The scene with the choice of "auto" in its report."""
+    report = {**scene.provenance.report, "auto": {"network": found.system, "reason": found.reason}}
+    return replace(scene, provenance=replace(scene.provenance, report=report))
 
 
 def _video_system(entry: Card, loading: Loading) -> VideoSystem:
@@ -115,26 +136,35 @@ def _video_system(entry: Card, loading: Loading) -> VideoSystem:
     return loaded
 
 
-def prior_and_parallax(clip: Video, loading: Loading, options: Options, prior: Card | None = None) -> Scene4D:
+def prior_and_parallax(
+    clip: Video, loading: Loading, options: Options, prior: Card | None = None, seen: Video | None = None
+) -> Scene4D:
     """The default system: what a network believes, corrected by the parallax it can be checked against.
 
-    `clip` has the size to work at; `prior` is the network's system, by default the best embedded one, with the weights
-    of `loading` and the windows of `options`. The scene is the parallax system's.
+    `clip` has the size to work at; `prior` is the network's system, by default the embedded one, with the weights of
+    `loading` and the windows of `options`; `seen` is the same frames at the size the network was made for, by default
+    `clip` shrunk to it. The scene is the parallax system's.
+
+    Raises:
+        ValueError: the system of `prior` does not look at windows of a video.
     """
-    from worldline.geometry.pointmap import scene_depth
+    from worldline.align.window_depth import frame_depths
     from worldline.systems.parallax.infer import ParallaxConfig, infer
 
-    # 1. The network's world, at the size it was trained for.
-    entry = prior or card(AUTO_PRIOR)
-    small = clip_of(clip, None, working_size(clip.size, entry))
-    network = _reconstruct(entry, small, loading, replace(options, priors=Priors()))
-    # 2. Its depth as a prior, each frame up to scale.
-    depth = scene_depth(network).where(network.valid, torch.nan)
+    # 1. What the network says about windows of the video, at the size it was trained for.
+    entry, config = prior or card(AUTO_PRIOR), ParallaxConfig(pixels=None)
+    small = clip_of(clip, None, working_size(clip.size, entry)) if seen is None else seen
+    network = _video_system(entry, loading)
+    if not isinstance(network, WindowSystem):
+        raise ValueError(f"The depth of {entry.name} cannot be refined by {PARALLAX}; leave out --refine.")
+    windows = network.observe(small, options)
+    # 2. Its depth as a prior, each frame up to scale; the network's cameras and motion are not needed.
+    depth = frame_depths(windows, len(small), Arena(config.memory_bytes))
     # 3. Cameras, depth and motion from flow, with that prior where flow says nothing.
     known: dict[str, Any] = {"priors": options.priors, "cache": options.cache, "progress": options.progress}
-    scene = infer(clip, ParallaxConfig(pixels=None), prior=depth, **known)
-    made_by = replace(scene.provenance, system=f"{PARALLAX}+{entry.name}")
-    return replace(scene, provenance=replace(made_by, weights_sha256=network.provenance.weights_sha256))
+    scene = infer(clip, config, prior=depth, **known)
+    made_by = replace(scene.provenance, system=f"{PARALLAX}+{entry.name}", weights_sha256=network.weights_sha256)
+    return replace(scene, provenance=made_by)
 
 
 def _with_focal(priors: Priors, focal_px: float | None, source: tuple[int, int], size: tuple[int, int]) -> Priors:

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
+from worldline.io.arena import Arena
 from worldline.io.video import load_video, parse_frames
 from worldline.scene import Scene4D, Tracks4D, Video
 from worldline.systems.registry import Card
 
 SMALLEST_SIDE_PX = 16
+MEMORY_BYTES = 256 << 20  # frames beyond this live in a temporary file
 
 
 def choose_device(name: str) -> torch.device:
@@ -52,11 +54,12 @@ def check_size(source: tuple[int, int], size: tuple[int, int] | None, entry: Car
 
 
 def clip_of(video: str | Path | Video, frames: slice | str | None, size: tuple[int, int]) -> Video:
-    """The chosen frames of a video, read or taken from memory, at the size to work at."""
+    """The chosen frames of a video, read or taken from memory, at the size to work at; long ones live in a file."""
+    arena = Arena(MEMORY_BYTES)
     chosen = parse_frames(frames) if isinstance(frames, str) else frames
     if not isinstance(video, Video):
-        return load_video(video, frames=chosen, size=size)
-    kept = load_video(video.frames, frames=chosen, size=size)
+        return load_video(video, frames=chosen, size=size, arena=arena)
+    kept = load_video(video.frames, frames=chosen, size=size, arena=arena)
     return replace(kept, timestamps=video.timestamps[chosen or slice(None)].double())
 
 

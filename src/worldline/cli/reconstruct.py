@@ -23,7 +23,8 @@ class Reconstruct:
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Folder to write the scene to; must not exist yet, unless --overwrite."""
     system: str = "auto"
-    """A name from `worldline systems`; auto is the best that runs here without a download."""
+    """A name from `worldline systems`; auto is parallax with a network's depth where parallax says nothing: that of the
+    embedded one, or on a CUDA GPU of the published one if its licence is accepted and its weights are here."""
     frames: str | None = None
     """Which frames, start:stop:step, for instance 0:100:2."""
     size: str | None = None
@@ -62,7 +63,8 @@ class Reconstruct:
     accept_license: bool = False
     """Accept the licence of published weights."""
     refine: str = "auto"
-    """parallax corrects the depth of any system by what optical flow shows; none leaves it; auto: only for auto."""
+    """parallax corrects the depth of any system by what optical flow shows; none leaves a system's scene as it is, for
+    auto that of its network; auto: parallax for auto, none for others."""
     overwrite: bool = False
     """Replace an existing scene once the new one is complete."""
     json: bool = False
@@ -112,8 +114,10 @@ def run(args: Reconstruct) -> int:
     if args.json:
         result_json(facts)
         return 0
-    warnings = facts.get("report", {}).get("warnings", []) if isinstance(facts.get("report"), dict) else []
-    for warning in warnings:
+    report = facts.get("report", {}) if isinstance(facts.get("report"), dict) else {}
+    if "auto" in report:
+        note(f"note: the network of auto is {report['auto']['network']}: {report['auto']['reason']}.")
+    for warning in report.get("warnings", []):
         note(f"note: {warning}")
     result(
         f"{args.out}: {facts['frames']} frames of {facts['width']}x{facts['height']}, points"

@@ -27,7 +27,8 @@ def run(args: Systems) -> int:
         result_json(rows)
         return 0
     wide = max(len(row["name"]) for row in rows) + 1
-    result(f"{api.AUTO:<{wide}} the default: {api.PARALLAX}, with {api.AUTO_PRIOR} where flow says nothing")
+    result(f"{api.AUTO:<{wide}} the default: {api.PARALLAX}, with {api.AUTO_PRIOR} where flow says nothing;")
+    result(f"{'':<{wide}} on a CUDA GPU with {api.PUBLISHED}, once its licence is accepted and its weights are here")
     for row in rows:
         state = f"needs {', '.join(row['needs'])}" if not row["installed"] else ""
         state = state or ("runs as installed" if row["embedded"] else "runs once the weights are here")

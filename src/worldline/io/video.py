@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from worldline.io.arena import Arena
 from worldline.io.atomic import atomic_file, explain
 from worldline.io.sources import open_source
 from worldline.scene import Video
@@ -203,11 +204,13 @@ def load_video(
     max_area: int | None = None,
     fps: float = 24.0,
     on_warning: Callable[[str], None] = _warn,
+    arena: Arena | None = None,
 ) -> Video:
     """Read a video file, a folder of pictures, a picture, an animation or an array into memory.
 
-    Frames are decoded and resized one by one, so memory is that of the result. Variable frame rates are kept as
-    timestamps (seconds since the first frame of the file). Alpha is composited on black.
+    Frames are decoded and resized one by one, so memory is that of the result, or none to speak of with an `arena`.
+    Variable frame rates are kept as timestamps (seconds since the first frame of the file). Alpha is composited on
+    black.
 
     Args:
         source: path, or array [T, H, W, 3 | 1 | 4] or [T, H, W], uint8, uint16, bool or float in [0, 1].
@@ -216,6 +219,7 @@ def load_video(
         max_area: shrink, keeping the aspect ratio, until H * W <= max_area.
         fps: frames per second of sources that do not say (folders, arrays).
         on_warning: told in one sentence when packets were skipped or frames are missing.
+        arena: where the frames live; by default in memory.
 
     Raises:
         FileNotFoundError: the path does not exist.
@@ -224,17 +228,20 @@ def load_video(
     reader = VideoReader(source, fps=fps)
     chosen, (height, width) = _checked(frames), _target(reader.size, size, max_area)
     room = _count(chosen, reader.num_frames)
-    if room is not None:
+    if room is not None and arena is None:
         _refuse_too_large(reader.name, room, height, width)
     times: list[float] = []
     store = np.empty((0, height, width, 3), np.uint8)
     for seconds, rgb in reader.frames(chosen, (height, width)):
         if len(times) == len(store):  # the count was unknown or too small: double the room
-            grown = np.empty((max(1, 2 * len(store), room or 16), height, width, 3), rgb.dtype)
+            shape = (max(1, 2 * len(store), room or 16), height, width, 3)
+            grown = np.empty(shape, rgb.dtype) if arena is None else arena.zeros(shape, rgb.dtype)
             grown[: len(times)] = store
             store = grown
         store[len(times)] = rgb
         times.append(seconds)
+        if arena is not None and len(times) % 64 == 0:
+            arena.release()
     if reader.report.message:
         on_warning(reader.report.message)
     if not times:

@@ -11,6 +11,7 @@ from worldline.systems.system import Loading as Loading
 from worldline.systems.system import Options as Options
 from worldline.systems.system import PictureSystem as PictureSystem
 from worldline.systems.system import VideoSystem as VideoSystem
+from worldline.systems.system import WindowSystem as WindowSystem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,9 +171,9 @@ CARDS = {
             name="more4d-mini",
             summary="MoRe4D at laptop size: a picture begins to move, seen along any camera path",
             kind="image",
-            weights="yours: `worldline train more4d-mini`, then --weights FILE (18 MB); none is embedded yet",
+            weights="embedded (synthetic scenes only)",
             licence="Apache-2.0",
-            embedded=False,
+            embedded=True,
             area=192 * 288,
             multiple=2,
             needs=(),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
 from worldline.align.config import Priors
+from worldline.align.observation import Observation
 from worldline.io.partial import PartialRun
 from worldline.scene import Progress, Scene4D, Tracks4D, Video, no_progress
 
@@ -46,6 +48,20 @@ class VideoSystem(Protocol):
 
     def reconstruct(self, video: Video, options: Options) -> Scene4D:
         """One scene for the whole video, at the video's resolution."""
+        ...
+
+
+@runtime_checkable
+class WindowSystem(VideoSystem, Protocol):
+    """A system that looks at windows of a video; others may use what it says without having it aligned."""
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of its weights."""
+        ...
+
+    def observe(self, video: Video, options: Options) -> Iterator[Observation]:
+        """What it says about every window, in order, one at a time; nothing is kept but in `options.cache`."""
         ...
 
 

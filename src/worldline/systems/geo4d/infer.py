@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -132,6 +132,22 @@ def observe_all(
         observations.append(made if cache is None else None)
     progress("windows", len(plan), len(plan))
     return StreamedWindows(lambda k: observations[k] or _cached(cache, plan[k], observer), len(plan))
+
+
+def observe_each(
+    video: Video,
+    model: Geo4D,
+    config: InferConfig = DEFAULTS,
+    *,
+    cache: WindowCache | None = None,
+    progress: Progress = no_progress,
+) -> Iterator[Observation]:
+    """The same one at a time, for who looks at each only once; nothing is kept but in the cache."""
+    plan = window_plan(len(video), model, config)
+    observer = Observer(video, model, config)
+    for done, window in enumerate(plan, 1):
+        yield _cached(cache, window, observer)
+        progress("windows", done, len(plan))
 
 
 def told(observations: Sequence[Observation], modalities: tuple[Modality, ...]) -> StreamedWindows:

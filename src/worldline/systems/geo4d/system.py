@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from worldline.align.observation import Observation
 from worldline.scene import Provenance, Scene4D, Video
 from worldline.systems.geo4d import pretrained
-from worldline.systems.geo4d.infer import InferConfig, infer
+from worldline.systems.geo4d.infer import InferConfig, infer, observe_each
 from worldline.systems.geo4d.networks import Geo4D
 from worldline.systems.system import Loading, Options
 
 MINI_CHECKPOINT = Path(__file__).with_name("weights") / "mini.safetensors"
 """The embedded checkpoint; its JSON lies beside it."""
 
-MINI_MAX_PIXELS = 48 * 80
-"""Larger frames are shrunk to this for the small networks, which have only seen small pictures."""
+MINI_MAX_PIXELS = 64 * 64
+"""Larger frames are shrunk to this, padding included, for the small networks, which have only seen small pictures."""
 
 OFFLOAD_BELOW_BYTES = 8 * 1024**3
 """With less free GPU memory than this, networks visit the GPU one at a time."""
@@ -52,6 +54,27 @@ class Geo4DSystem:
         Raises:
             ValueError: another window than the model's is asked for.
         """
+        return infer(
+            video,
+            self.model,
+            self._chosen(options),
+            cache=options.cache,
+            progress=options.progress,
+            priors=options.priors,
+            provenance=Provenance(system=self.name, weights_sha256=self.weights_sha256, unreliable=self.unreliable),
+        )
+
+    def observe(self, video: Video, options: Options) -> Iterator[Observation]:
+        """What it says about every window, in order, one at a time; nothing is kept but in `options.cache`.
+
+        Raises:
+            ValueError: another window than the model's is asked for.
+        """
+        config = self._chosen(options)
+        return observe_each(video, self.model, config, cache=options.cache, progress=options.progress)
+
+    def _chosen(self, options: Options) -> InferConfig:
+        """The settings, with what the caller chose."""
         window = self.model.config.window
         if options.window not in (None, window):
             raise ValueError(
@@ -59,15 +82,7 @@ class Geo4DSystem:
                 f"leave out --window or give {window}."
             )
         stride = self.config.stride if options.overlap is None else window - options.overlap
-        return infer(
-            video,
-            self.model,
-            replace(self.config, stride=stride, seeds=(options.seed,)),
-            cache=options.cache,
-            progress=options.progress,
-            priors=options.priors,
-            provenance=Provenance(system=self.name, weights_sha256=self.weights_sha256, unreliable=self.unreliable),
-        )
+        return replace(self.config, stride=stride, seeds=(options.seed,))
 
 
 def load_mini(loading: Loading) -> Geo4DSystem:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from worldline.align.observation import Observation
 from worldline.io.tensors import WeightsError
-from worldline.scene import Provenance, Scene4D, Video
+from worldline.scene import Provenance, Scene4D, Video, no_progress
 from worldline.systems.motioncrafter import pretrained
 from worldline.systems.motioncrafter.config import Paradigm
-from worldline.systems.motioncrafter.infer import InferConfig, infer
+from worldline.systems.motioncrafter.infer import InferConfig, infer, observe_all, window_plan
 from worldline.systems.motioncrafter.networks import MotionCrafter
 from worldline.systems.system import Loading, Options
 
@@ -53,19 +55,31 @@ class MotionCrafterSystem:
 
     def reconstruct(self, video: Video, options: Options) -> Scene4D:
         """One scene for the whole video, at the video's resolution."""
-        seeds = tuple(range(options.seed, options.seed + self.runs))
-        config = replace(self.config, window=options.window, overlap=options.overlap, seeds=seeds)
-        if options.window is not None and options.overlap is None:
-            config = replace(config, overlap=min(self.model.config.overlap, max(options.window - 1, 0)))
         return infer(
             video,
             self.model,
-            config,
+            self._chosen(options),
             cache=options.cache,
             progress=options.progress,
             priors=options.priors,
             provenance=Provenance(system=self.name, weights_sha256=self.weights_sha256, unreliable=self.unreliable),
         )
+
+    def observe(self, video: Video, options: Options) -> Iterator[Observation]:
+        """What it says about every window, in order, one at a time; nothing is kept but in `options.cache`."""
+        config = self._chosen(options)
+        plan = window_plan(len(video), self.model, config)
+        for done, window in enumerate(plan, 1):
+            yield observe_all(self.model, video, [window], config, options.cache, no_progress)[0]
+            options.progress("windows", done, len(plan))
+
+    def _chosen(self, options: Options) -> InferConfig:
+        """The settings, with what the caller chose."""
+        seeds = tuple(range(options.seed, options.seed + self.runs))
+        config = replace(self.config, window=options.window, overlap=options.overlap, seeds=seeds)
+        if options.window is not None and options.overlap is None:
+            return replace(config, overlap=min(self.model.config.overlap, max(options.window - 1, 0)))
+        return config
 
 
 def load_mini(loading: Loading) -> MotionCrafterSystem:

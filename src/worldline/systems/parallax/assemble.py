@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from worldline.align.config import Priors
+from worldline.io.arena import Arena
 from worldline.scene import Cameras, Provenance, Scale, Scene4D, Video
 from worldline.systems.parallax.dense import DenseDepth
 from worldline.systems.parallax.motion import scene_flow, world_points
 from worldline.systems.parallax.observability import CameraSolution
-from worldline.systems.parallax.representation import Arena, FlowPairs
+from worldline.systems.parallax.representation import RELEASE_EVERY, FlowPairs
 
 UNRELIABLE = ("scene_flow",)
 """Its scene flow does not beat predicting no motion on synthetic-v1 (benchmarks/RESULTS.md): kept, but hidden."""
@@ -48,6 +49,7 @@ class WorldArrays:
         points: [T, H, W, 3] float32.
         flow: [T, H, W, 3] float32.
         flow_valid: [T, H, W] bool.
+        valid: [T, H, W] bool, True.
         cam2world: [T, 4, 4] float64.
         scale: whether the unit is a metre.
     """
@@ -55,6 +57,7 @@ class WorldArrays:
     points: np.ndarray
     flow: np.ndarray
     flow_valid: np.ndarray
+    valid: np.ndarray
     cam2world: np.ndarray
     scale: Scale
 
@@ -65,22 +68,24 @@ def to_world(
     dense: DenseDepth,
     priors: Priors,
     video_size: tuple[int, int],
-    memory_bytes: int,
+    arena: Arena,
 ) -> WorldArrays:
     """World points and scene flow; metric if a prior says how long a metre is, else median confident depth 1."""
     count, (height, width), state = len(dense.r), pairs.size, solution.state
     unit, scale = unit_length(solution, dense, priors, video_size)
-    arena = Arena(memory_bytes)
     points, flow = (arena.zeros((count, height, width, 3), np.float32) for _ in range(2))
-    flow_valid = arena.zeros((count, height, width), np.bool_)
+    flow_valid, valid = (arena.zeros((count, height, width), np.bool_) for _ in range(2))
     for t in range(count):
+        valid[t] = True
         points[t] = unit * world_points(dense.r[t], state, t)
         if t + 1 < count:
             step, flow_valid[t] = scene_flow(dense.r, dense.moving, pairs, state, t)
             flow[t] = unit * step
+        if t % RELEASE_EVERY == 0:
+            arena.release()
     cam2world = np.linalg.inv(state.w2c)
     cam2world[:, :3, 3] *= unit
-    return WorldArrays(points=points, flow=flow, flow_valid=flow_valid, cam2world=cam2world, scale=scale)
+    return WorldArrays(points=points, flow=flow, flow_valid=flow_valid, valid=valid, cam2world=cam2world, scale=scale)
 
 
 def unit_length(
@@ -139,7 +144,7 @@ def _sensor_unit(dense: DenseDepth, priors: Priors) -> float:
 
 def assemble(
     video: Video,
-    rgb: list[np.ndarray],
+    rgb: np.ndarray,
     solution: CameraSolution,
     dense: DenseDepth,
     arrays: WorldArrays,
@@ -147,7 +152,7 @@ def assemble(
     clock: Clock,
 ) -> Scene4D:
     """The scene with its report."""
-    count, size = len(rgb), rgb[0].shape[:2]
+    count, size = len(rgb), (rgb.shape[1], rgb.shape[2])
     intrinsics = np.tile(np.eye(3), (count, 1, 1))
     intrinsics[:, 0, 0], intrinsics[:, 1, 1], intrinsics[:, 0, 2], intrinsics[:, 1, 2] = solution.state.intrinsics.T
     report = dict(solution.report)
@@ -156,9 +161,9 @@ def assemble(
     report["seconds"], report["cpu_seconds"] = dict(clock.seconds), dict(clock.cpu_seconds)
     report["warnings"] = list(solution.warnings)
     return Scene4D(
-        video=Video(frames=torch.from_numpy(np.stack(rgb)), timestamps=video.timestamps),
+        video=Video(frames=torch.from_numpy(rgb), timestamps=video.timestamps),
         points=torch.from_numpy(arrays.points),
-        valid=torch.ones((count, *size), dtype=torch.bool),
+        valid=torch.from_numpy(arrays.valid),
         cameras=Cameras(
             intrinsics=torch.from_numpy(intrinsics), cam2world=torch.from_numpy(arrays.cam2world), size=size
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from threading import Lock
 
 import numpy as np
 
@@ -198,24 +199,27 @@ def _best_start(
     """Grow from one pair per part of the clip with the first intrinsics, and from the best pair with the others."""
     pairs = start_pairs(clip.matches, parallax, guesses[0], config.starts)
     total = len(pairs) + len(guesses) - 1
-    results: list[tuple[tuple[int, float], Grown, TwoView]] = []
+    best: list[tuple[tuple[int, float], Grown, TwoView]] = []
+    lock = Lock()
 
     def attempt(job: tuple[TwoView, np.ndarray]) -> None:
         pair, intrinsics = job
         if (grown := grow(clip.matches, intrinsics, pair, 2 * config.sigma_px)) is not None:
             state, cost = refine(clip, grown, config, 4)
             rank = (int(grown.registered.sum()), -cost)
-            results.append((rank, Grown(state=state, registered=grown.registered), pair))
+            with lock:  # only the best so far is kept
+                if not best or rank > best[0][0]:
+                    best[:] = [(rank, Grown(state=state, registered=grown.registered), pair)]
 
     with ThreadPoolExecutor(workers()) as pool:
         for done, _ in enumerate(pool.map(attempt, [(pair, guesses[0]) for pair in pairs]), 1):
             progress("cameras", done, total)
-        if not results:
+        if not best:
             return None
-        best = max(results, key=lambda item: item[0])
-        for done, _ in enumerate(pool.map(attempt, [(best[2], other) for other in guesses[1:]]), len(pairs) + 1):
+        others = [(best[0][2], other) for other in guesses[1:]]
+        for done, _ in enumerate(pool.map(attempt, others), len(pairs) + 1):
             progress("cameras", done, total)
-    return max(results, key=lambda item: item[0])[1]
+    return best[0][1]
 
 
 def _with_poses(clip: Clip, poses: np.ndarray, parallax: Parallax, config: CameraConfig) -> CameraSolution:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from worldline.align.flow_adjust import R_MIN, FlowState
+from worldline.io.arena import Arena
 from worldline.scene import Progress, no_progress
 from worldline.systems.parallax.fill import EdgeWeights, FillConfig, Filled, Guide, edge_weights, far_guesses, fill
 from worldline.systems.parallax.flow import workers
@@ -16,7 +18,7 @@ from worldline.systems.parallax.fuse import fuse
 from worldline.systems.parallax.mask import MaskConfig, average_score, grow_mask, motion_score, moving_regions, vote
 from worldline.systems.parallax.motion import MotionConfig, ground_contact, steady
 from worldline.systems.parallax.prior import PriorTrust, chain_prior, measure_trust
-from worldline.systems.parallax.representation import FLOW_UNIT, Arena, FlowPairs, texture
+from worldline.systems.parallax.representation import FLOW_UNIT, RELEASE_EVERY, FlowPairs, texture
 from worldline.systems.parallax.triangulate import Triangulated, triangulate
 
 PRIOR_ERROR = 0.3  # usual error of a prior's log depth
@@ -36,7 +38,6 @@ class DenseConfig:
         fill: propagation.
         mask: what moves.
         motion: where it is.
-        memory_bytes: arrays beyond this live in a temporary file.
     """
 
     sigma_px: float = 0.75
@@ -48,7 +49,6 @@ class DenseConfig:
     fill: FillConfig = field(default_factory=FillConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     motion: MotionConfig = field(default_factory=MotionConfig)
-    memory_bytes: int = 2 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,7 @@ def dense_depth(
     prior: np.ndarray | None = None,
     known_moving: np.ndarray | None = None,
     progress: Progress = no_progress,
+    arena: Arena | None = None,
 ) -> DenseDepth:
     """Inverse depth, confidence and moving mask of all frames.
 
@@ -90,20 +91,24 @@ def dense_depth(
         prior: [T, H, W] float32 inverse depth from elsewhere, each frame up to scale, 0 where unknown; or None.
         known_moving: [T, H, W] bool, pixels known to move.
         progress: called per frame.
+        arena: where the arrays of all frames live; by default in memory.
     """
-    work = _Dense(rgb, gray, pairs, state, config, prior if see_depth else _still_prior(prior, pairs, state))
+    arena = Arena(sys.maxsize) if arena is None else arena
+    work = _Dense(rgb, gray, pairs, state, config, prior, arena)
     # 1. Every frame on its own, then with its neighbours.
-    if see_depth:
-        for_all(work.observe, len(rgb), "triangulation", progress)
+    if not see_depth:
+        work.chain_prior()
+    else:
+        for_all(work.observe, len(rgb), "triangulation", progress, arena)
         for _ in range(config.fusions):
-            for_all(work.exchange, len(rgb), "fusion", progress)
+            for_all(work.exchange, len(rgb), "fusion", progress, arena)
             work.swap()
         work.weigh_prior()
     # 2. What moves, as seen from a world where nothing does.
     spread = work.spread if see_depth else work.believe
-    for_all(lambda t: work.score(t, spread), len(rgb), "motion", progress)
+    for_all(lambda t: work.score(t, spread), len(rgb), "motion", progress, arena)
     # 3. Depth without what moves; movers stand on the ground, or where the prior says.
-    for_all(lambda t: work.finish(t, spread, known_moving), len(rgb), "depth", progress)
+    for_all(lambda t: work.finish(t, spread, known_moving), len(rgb), "depth", progress, arena)
     steady(work.r, work.moving, pairs, state)
     np.maximum(work.r, R_MIN, out=work.r)
     return DenseDepth(r=work.r, confidence=work.confidence, moving=work.moving)
@@ -124,14 +129,25 @@ class _Dense:
         state: FlowState,
         config: DenseConfig,
         prior: np.ndarray | None,
+        arena: Arena,
     ) -> None:
         self.rgb, self.gray, self.pairs, self.state, self.config, self.prior = rgb, gray, pairs, state, config, prior
-        arena, shape = Arena(config.memory_bytes), (len(rgb), *pairs.size)
+        shape, self.arena = (len(rgb), *pairs.size), arena
         self.r, self.c = arena.zeros(shape, np.float32), arena.zeros(shape, np.float32)
         self.next_r, self.next_c = arena.zeros(shape, np.float32), arena.zeros(shape, np.float32)
         self.precision, self.scores = arena.zeros(shape, np.float32), arena.zeros(shape, np.float32)
         self.confidence, self.moving = arena.zeros(shape, np.float32), arena.zeros(shape, np.bool_)
         self.trust: PriorTrust | None = None
+
+    def chain_prior(self) -> None:
+        """Make the prior's frames agree with each other, where there is no parallax to compare them with."""
+        if self.prior is not None:
+            factor = chain_prior(self.prior, self.pairs, self.state).astype(np.float32)
+            found = self.arena.zeros(self.prior.shape, np.float32)
+            for t in range(len(found)):
+                found[t] = self.prior[t] * factor[t]
+            self.arena.release()
+            self.prior = found
 
     def weights(self, t: int) -> EdgeWeights:
         """Affinities of a frame (cheap enough not to keep)."""
@@ -159,6 +175,8 @@ class _Dense:
     def seen(self, t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Inverse depth, its confidence, that of its logarithm, and the prior as it came."""
         assert self.prior is not None
+        if t % RELEASE_EVERY == 0:
+            self.arena.release()
         return self.r[t], self.c[t], self.c[t] * self.log_weight(t), self.prior[t]
 
     def log_weight(self, t: int) -> np.ndarray:
@@ -205,18 +223,13 @@ class _Dense:
         self.moving[t] = moving
 
 
-def _still_prior(prior: np.ndarray | None, pairs: FlowPairs, state: FlowState) -> np.ndarray | None:
-    """The prior with frames that agree with each other, for cameras without translation."""
-    if prior is None:
-        return None
-    return prior * chain_prior(prior, pairs, state).astype(np.float32)[:, None, None]
-
-
-def for_all(work: Callable[[int], None], count: int, name: str, progress: Progress) -> None:
-    """Run `work` for all frames on the machine's cores."""
+def for_all(work: Callable[[int], None], count: int, name: str, progress: Progress, arena: Arena) -> None:
+    """Run `work` for all frames on the machine's cores, keeping only the newest ones of the arena's in memory."""
     with ThreadPoolExecutor(workers()) as pool:
         for done, _ in enumerate(pool.map(work, range(count)), 1):
             progress(name, done, count)
+            if done % RELEASE_EVERY == 0:
+                arena.release()
 
 
 def triangulate_frame(pairs: FlowPairs, state: FlowState, t: int, sigma_px: float) -> Triangulated:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from worldline.flow.dis import Flow, doubled
+from worldline.io.arena import Arena
 from worldline.scene import Progress, no_progress
-from worldline.systems.parallax.representation import Arena, FlowPairs, encode_flow, forward_backward_weight
+from worldline.systems.parallax.representation import RELEASE_EVERY, FlowPairs, encode_flow, forward_backward_weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,6 @@ class FlowConfig:
         noise_px: forward-backward error of a good match.
         relative: the same, squared and relative to squared flow length.
         small_pixels: frames with fewer pixels are doubled before their flow is computed, which halves its noise.
-        memory_bytes: flows beyond this go to a temporary file.
     """
 
     gaps: tuple[int, ...] = (1, 2, 4, 8)
@@ -39,7 +40,6 @@ class FlowConfig:
     noise_px: float = 0.5
     relative: float = 0.0025
     small_pixels: int = 24_000
-    memory_bytes: int = 1 << 30
 
 
 def workers() -> int:
@@ -63,7 +63,11 @@ def choose_gaps(pictures: Sequence[np.ndarray], flow: Flow, config: FlowConfig) 
 
 
 def compute_flows(
-    pictures: Sequence[np.ndarray], flow: Flow, config: FlowConfig, progress: Progress = no_progress
+    pictures: Sequence[np.ndarray],
+    flow: Flow,
+    config: FlowConfig,
+    progress: Progress = no_progress,
+    arena: Arena | None = None,
 ) -> FlowPairs:
     """Flows of every frame to the frames 1, 2, 4 ... before and after it.
 
@@ -72,12 +76,13 @@ def compute_flows(
         flow: the flow method.
         config: gaps and weights.
         progress: called once per frame.
+        arena: where the flows live; by default in memory.
     """
     count, size = len(pictures), pictures[0].shape[:2]
     gaps = choose_gaps(pictures, flow, config)
     flow = doubled(flow) if size[0] * size[1] < config.small_pixels else flow
     offsets = tuple(sign * gap for gap in gaps for sign in (1, -1))
-    arena = Arena(config.memory_bytes)
+    arena = Arena(sys.maxsize) if arena is None else arena
     store = FlowPairs(
         offsets=offsets,
         flow=arena.zeros((count, len(offsets), *size, 2), np.int16),
@@ -95,4 +100,6 @@ def compute_flows(
     with ThreadPoolExecutor(workers()) as pool:
         for done, _ in enumerate(pool.map(compute, range(count)), 1):
             progress("optical flow", done, count)
+            if done % RELEASE_EVERY == 0:
+                arena.release()
     return store

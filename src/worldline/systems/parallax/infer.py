@@ -14,6 +14,7 @@ from torch import Tensor
 from worldline.align.config import Priors
 from worldline.align.flow_adjust import FlowState, Matches
 from worldline.flow.dis import DisFlow, Flow
+from worldline.io.arena import Arena
 from worldline.scene import Progress, Scene4D, Video, no_progress
 from worldline.systems.parallax.assemble import Clock, assemble, to_world
 from worldline.systems.parallax.cameras import CameraConfig, Clip, solve_cameras
@@ -24,7 +25,6 @@ from worldline.systems.parallax.known import (
     grid_prior,
     read_frames,
     what_is_known,
-    without_moving,
     working_size,
 )
 from worldline.systems.parallax.observability import CameraSolution
@@ -43,14 +43,14 @@ class ParallaxConfig:
         flow: gaps and forward-backward weights.
         cameras: statistic, focal search, bundle adjustment.
         dense: triangulation, propagation to all pixels, moving things.
-        memory_bytes: results beyond this live in a temporary file instead of memory.
+        memory_bytes: arrays of all frames, the scene's among them, live in temporary files beyond this much memory.
     """
 
     pixels: int | None = 320 * 240
     flow: FlowConfig = field(default_factory=FlowConfig)
     cameras: CameraConfig = field(default_factory=CameraConfig)
     dense: DenseConfig = field(default_factory=DenseConfig)
-    memory_bytes: int = 2 << 30
+    memory_bytes: int = 1 << 30
 
 
 def infer(
@@ -85,19 +85,21 @@ def infer(
     if len(video) == 0:
         raise ValueError("The video has no frames; give at least one.")
     priors.check(len(video), video.size)
-    clock = Clock()
+    clock, arena = Clock(), Arena(config.memory_bytes)
     # 1. Frames at the working resolution, and what is known before looking at them.
-    rgb, gray = read_frames(video, working_size(video.size, config.pixels))
-    known = what_is_known(video, gray[0].shape, config.cameras.default_focal, prior, priors)
+    rgb, gray = read_frames(video, working_size(video.size, config.pixels), arena)
+    frames = list(rgb)
+    known = what_is_known(video, gray[0].shape, config.cameras.default_focal, prior, priors, arena)
     # 2. Dense flow at several gaps, both ways, and its matches on a grid.
-    pairs = clock("flow", lambda: compute_flows(rgb, flow or DisFlow(config.flow.patch_stride), config.flow, progress))
-    matches = without_moving(take_matches(pairs, config.cameras.grid_points), known.moving)
+    method = flow or DisFlow(config.flow.patch_stride)
+    pairs = clock("flow", lambda: compute_flows(frames, method, config.flow, progress, arena))
+    matches = take_matches(pairs, config.cameras.grid_points, arena, known.moving)
     # 3. Cameras: what can be known, focal length, several starts, bundle adjustment.
     solution = clock("cameras", lambda: find_cameras(matches, pairs, known, config, cache, progress))
     # 4. Depth of every pixel, its confidence, and what moves.
-    dense = clock("depth", lambda: find_depth(rgb, gray, pairs, solution, known, config, progress))
+    dense = clock("depth", lambda: find_depth(frames, list(gray), pairs, solution, known, config, progress, arena))
     # 5. World points and scene flow at unit scale.
-    arrays = clock("scene", lambda: to_world(pairs, solution, dense, priors, video.size, config.memory_bytes))
+    arrays = clock("scene", lambda: to_world(pairs, solution, dense, priors, video.size, arena))
     return assemble(video, rgb, solution, dense, arrays, asdict(config), clock)
 
 
@@ -127,6 +129,7 @@ def find_depth(
     known: Known,
     config: ParallaxConfig,
     progress: Progress,
+    arena: Arena,
 ) -> DenseDepth:
     """Depth of every pixel with the cameras found."""
     return dense_depth(
@@ -139,6 +142,7 @@ def find_depth(
         prior=known.inverse,
         known_moving=known.moving,
         progress=progress,
+        arena=arena,
     )
 
 

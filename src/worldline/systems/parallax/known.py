@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from worldline.align.config import Priors
 from worldline.align.flow_adjust import DepthPrior, Matches
+from worldline.io.arena import Arena
 from worldline.scene import Video
 
 
@@ -34,7 +35,12 @@ class Known:
 
 
 def what_is_known(
-    video: Video, size: tuple[int, int], default_focal: float, prior: Tensor | None, priors: Priors
+    video: Video,
+    size: tuple[int, int],
+    default_focal: float,
+    prior: Tensor | None,
+    priors: Priors,
+    arena: Arena,
 ) -> Known:
     """Priors brought to the working resolution."""
     intrinsics, focal = starting_intrinsics(priors, len(video), video.size, size, default_focal)
@@ -43,8 +49,8 @@ def what_is_known(
         focal=focal,
         static=priors.static_camera,
         poses=given_poses(priors),
-        inverse=None if prior is None else inverse_prior(prior, len(video), size),
-        moving=None if priors.moving_mask is None else resize_mask(priors.moving_mask, size),
+        inverse=None if prior is None else inverse_prior(prior, len(video), size, arena),
+        moving=None if priors.moving_mask is None else resize_mask(priors.moving_mask, size, arena),
     )
 
 
@@ -54,19 +60,19 @@ def working_size(size: tuple[int, int], pixels: int | None) -> tuple[int, int]:
     return max(2, round(size[0] * scale)), max(2, round(size[1] * scale))
 
 
-def read_frames(video: Video, size: tuple[int, int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """RGB [H, W, 3] and grey [H, W] uint8 frames at the given size."""
+def read_frames(video: Video, size: tuple[int, int], arena: Arena) -> tuple[np.ndarray, np.ndarray]:
+    """RGB [T, H, W, 3] and grey [T, H, W] uint8 frames at the given size."""
     import cv2
 
-    rgb, gray = [], []
-    for frame in video.frames:
+    rgb, gray = arena.zeros((len(video), *size, 3), np.uint8), arena.zeros((len(video), *size), np.uint8)
+    for t, frame in enumerate(video.frames):
         image = frame.numpy(force=True)
         if image.dtype != np.uint8:
             image = np.rint(np.clip(image.astype(np.float32), 0, 1) * 255).astype(np.uint8)
         if image.shape[:2] != size:
             image = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
-        rgb.append(np.ascontiguousarray(image))
-        gray.append(cv2.cvtColor(rgb[-1], cv2.COLOR_RGB2GRAY))
+        rgb[t] = image
+        gray[t] = cv2.cvtColor(rgb[t], cv2.COLOR_RGB2GRAY)
     return rgb, gray
 
 
@@ -94,13 +100,13 @@ def given_poses(priors: Priors) -> np.ndarray | None:
     return np.linalg.inv(priors.poses.numpy(force=True).astype(np.float64))
 
 
-def inverse_prior(prior: Tensor, count: int, size: tuple[int, int]) -> np.ndarray:
+def inverse_prior(prior: Tensor, count: int, size: tuple[int, int], arena: Arena) -> np.ndarray:
     """[T, H, W] float32 inverse depth of a prior, every frame's median 1; 0 where unknown."""
     import cv2
 
     if len(prior) != count:
         raise ValueError(f"The depth prior has {len(prior)} frames, but the video has {count}.")
-    result = np.zeros((count, *size), np.float32)
+    result = arena.zeros((count, *size), np.float32)
     for t, depth in enumerate(prior):
         values = depth.numpy(force=True).astype(np.float32)
         known = np.isfinite(values) & (values > 0)
@@ -120,18 +126,11 @@ def grid_prior(inverse: np.ndarray, matches: Matches, weight: float) -> DepthPri
     return DepthPrior(r=r, weight=np.where(r > 0, weight, 0.0))
 
 
-def resize_mask(mask: Tensor, size: tuple[int, int]) -> np.ndarray:
+def resize_mask(mask: Tensor, size: tuple[int, int], arena: Arena) -> np.ndarray:
     """[T, H, W] bool, nearest."""
     import cv2
 
-    frames = mask.numpy(force=True).astype(np.uint8)
-    return np.stack([cv2.resize(frame, size[::-1], interpolation=cv2.INTER_NEAREST) for frame in frames]).astype(bool)
-
-
-def without_moving(matches: Matches, moving: np.ndarray | None) -> Matches:
-    """The matches without those that start on something known to move."""
-    if moving is None:
-        return matches
-    x, y = matches.pixels[..., 0].astype(int), matches.pixels[..., 1].astype(int)
-    still = ~moving[np.arange(len(moving))[:, None], y, x]
-    return replace(matches, weight=matches.weight * still[:, None].astype(np.float32))
+    result = arena.zeros((len(mask), *size), np.bool_)
+    for t, frame in enumerate(mask):
+        result[t] = cv2.resize(frame.numpy(force=True).astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST)
+    return result

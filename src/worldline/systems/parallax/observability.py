@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from worldline.align.flow_adjust import FlowProblem, FlowState, Matches, focal_variance, reprojection_errors
+from worldline.align.flow_adjust import FlowProblem, FlowState, Matches, blocks, focal_variance, reprojection_errors
 from worldline.systems.parallax.statistic import CameraKind, Parallax, measure
 
+MOST_HOSTS = 256
+"""Frames of a long clip, evenly spread, whose residuals are compared."""
 FocalKind = Literal["given", "estimated", "not_observable"]
 CORRELATED = 50.0
 """Neighbouring matches share their errors: so many count as one (calibrated on clips with truth)."""
@@ -45,8 +47,9 @@ def unexplained(matches: Matches, state: FlowState, offsets: tuple[int, ...]) ->
     Parallax is explained by translation and depth (about 0.1); what is noise remains (above 0.5) although every point
     has a depth to fit it with. 1 when there is nothing to compare.
     """
-    errors = reprojection_errors(matches, state)
-    errors[matches.weight < 0.2] = np.nan
+    hosts = np.unique(np.linspace(0, len(matches) - 1, MOST_HOSTS).astype(int))
+    errors = reprojection_errors(matches, state, hosts)
+    errors[matches.weight[hosts] < 0.2] = np.nan
     rotating = measure(matches, state.intrinsics).parallax_px
     shares = [1.0]
     for gap in {abs(offset) for offset in offsets}:
@@ -60,11 +63,14 @@ def unexplained(matches: Matches, state: FlowState, offsets: tuple[int, ...]) ->
 def focal_deviation(problem: FlowProblem, state: FlowState) -> float:
     """Standard deviation of log focal from the curvature of the cost, without any prior on it; inf if there is none."""
     problem = replace(problem, focal_prior=None, prior=None)
-    errors = reprojection_errors(problem.matches, state)
-    used = (problem.matches.weight > 0.2) & np.isfinite(errors) & (errors < 3 * problem.sigma_px)
-    if used.sum() < 50:
+    matches, count, total = problem.matches, 0, 0.0
+    for part in blocks(len(matches)):
+        errors = reprojection_errors(matches, state, np.arange(part.start, part.stop))
+        used = (matches.weight[part] > 0.2) & np.isfinite(errors) & (errors < 3 * problem.sigma_px)
+        count, total = count + int(used.sum()), total + float((errors[used] ** 2).sum(dtype=np.float64))
+    if count < 50:
         return float("inf")
-    noise = float(np.mean(errors[used] ** 2)) / 2
+    noise = total / count / 2
     return float(np.sqrt(focal_variance(problem, state) * noise * CORRELATED))
 
 

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from worldline.align.banded import solve_banded
 from worldline.align.flow_adjust import FlowState
 from worldline.systems.parallax.representation import FlowPairs, lookup
 
@@ -36,6 +37,7 @@ LARGEST_ERROR = 1.0  # of a log inverse depth: beyond, a guess is simply wrong
 FRAMES = 16  # looked at per clip
 SURE = 0.3  # confidence of inverse depths that guesses are compared with
 LOOKS = 8  # independent looks at the prior that one clip is worth
+LEFT_ALONE = 1e-4  # weight of leaving a frame's scale as it is, where frames are made to agree
 LITTLE = 1e-4  # squared log ratio per pixel that speaks for the prior beforehand
 
 
@@ -149,22 +151,22 @@ def scale_prior(seen: Seen, count: int, exponent: float = 1.0) -> np.ndarray:
 def chain_prior(prior: np.ndarray, pairs: FlowPairs, state: FlowState) -> np.ndarray:
     """Factor [T] that makes the prior's frames agree along the flow, for cameras without translation."""
     count = len(prior)
-    rows, values, weights = [], [], []
+    reach = max((offset for offset in pairs.offsets if offset < count), default=0)
+    system, right = np.zeros((count, reach + 1)), np.zeros((count, 1))  # normal equations, as `solve_banded` has them
+    system[:, 0] = LEFT_ALONE
     for t in range(count):
         for offset in (offset for offset in pairs.offsets if offset > 0 and t + offset < count):
             flow, trust = pairs.read(t, offset)
             there = lookup(prior[t + offset], flow)
             known = (prior[t] > 0) & (there > 0) & (trust > 0.5)
             if known.mean() > 0.02:
-                rows.append((t, t + offset))
-                values.append(float(np.median(np.log(prior[t][known][::5] / there[known][::5]))))
-                weights.append(float(known.mean()))
-    system = np.zeros((len(rows) + count, count))
-    for n, ((a, b), weight) in enumerate(zip(rows, weights, strict=True)):
-        system[n, b], system[n, a] = weight, -weight
-    system[len(rows) :] = 0.01 * np.eye(count)
-    right = np.concatenate([np.array(values) * np.array(weights), np.zeros(count)])
-    return np.exp(np.linalg.lstsq(system, right, rcond=None)[0])
+                value, weight = np.median(np.log(prior[t][known][::5] / there[known][::5])), known.mean() ** 2
+                system[[t, t + offset], 0] += weight
+                system[t, offset] -= weight
+                right[[t, t + offset], 0] += (-weight * value, weight * value)
+    solved = solve_banded(system, right)
+    assert solved is not None, "a positive diagonal was added"
+    return np.exp(solved[:, 0])
 
 
 def weighted_median(values: np.ndarray, weight: np.ndarray) -> float:

@@ -1,13 +1,12 @@
 """What parallax observes of a video: dense flow pairs, and a sparse grid of matches taken from them.
 
 Every frame ("host") looks at the frames `offset` before and after it ("targets"), one slot per offset. Dense flows are
-kept in 16-bit fixed point (1/128 px, finer than DIS's noise) with an 8-bit forward-backward weight, in memory up to a
-budget and in an unlinked temporary file beyond it, so that a thousand frames need no more memory than fifty.
+kept in 16-bit fixed point (1/128 px, finer than DIS's noise) with an 8-bit forward-backward weight, in an `Arena`, so
+that a thousand frames need no more memory than fifty.
 """
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from typing import no_type_check
 
@@ -15,25 +14,11 @@ import numpy as np
 from numba import njit
 
 from worldline.align.flow_adjust import Matches
+from worldline.io.arena import Arena
 
 FLOW_UNIT = 128.0  # fixed-point steps per pixel
 FLOW_LIMIT = 32767.0 / FLOW_UNIT  # px; flows beyond are invalid
-
-
-class Arena:
-    """Hands out zeroed arrays: from memory while the budget lasts, then from temporary files that vanish with them."""
-
-    def __init__(self, budget_bytes: int) -> None:
-        self._left = budget_bytes
-
-    def zeros(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        """A zeroed array of the given shape."""
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if size <= self._left:
-            self._left -= size
-            return np.zeros(shape, dtype)
-        with tempfile.TemporaryFile(prefix="worldline-") as file:
-            return np.memmap(file, dtype, "w+", shape=shape)  # the mapping outlives the closed, nameless file
+RELEASE_EVERY = 16  # frames between two calls of `Arena.release`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,15 +118,22 @@ def grid_pixels(size: tuple[int, int], count: int) -> np.ndarray:
     return np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2).astype(np.float32)
 
 
-def take_matches(pairs: FlowPairs, count: int) -> Matches:
-    """The matches of a regular grid of about `count` points per frame (spec 1.2): what cameras are solved from."""
+def take_matches(pairs: FlowPairs, count: int, arena: Arena, moving: np.ndarray | None = None) -> Matches:
+    """The matches of a regular grid of about `count` points per frame (spec 1.2): what cameras are solved from.
+
+    Those that start on something known to move, `moving` [T, H, W] bool, get no weight.
+    """
     frames, slots = len(pairs.flow), len(pairs.offsets)
     points = grid_pixels(pairs.size, count)
     x, y = points[:, 0].astype(int), points[:, 1].astype(int)
-    goal = np.empty((frames, slots, len(points), 2), np.float32)
-    weight = np.empty((frames, slots, len(points)), np.float32)
+    goal = arena.zeros((frames, slots, len(points), 2), np.float32)
+    weight = arena.zeros((frames, slots, len(points)), np.float32)
     for t in range(frames):
         goal[t] = points + pairs.flow[t][:, y, x].astype(np.float32) / FLOW_UNIT
-        weight[t] = pairs.weight[t][:, y, x].astype(np.float32) / 255
-    pixels = np.broadcast_to(points, (frames, len(points), 2)).copy()
+        still = 1 if moving is None else ~moving[t, y, x]
+        weight[t] = pairs.weight[t][:, y, x].astype(np.float32) / 255 * still
+        if t % RELEASE_EVERY == 0:
+            arena.release()
+    pixels = arena.zeros((frames, len(points), 2), np.float32)
+    pixels[:] = points
     return Matches(pixels=pixels, target=pairs.targets(), goal=goal, weight=weight)

@@ -11,9 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from worldline.align.flow_adjust import Matches
+from worldline.align.flow_adjust import Matches, blocks
 
 CameraKind = Literal["full", "rotation_only", "static"]
+MEASURED_AT_ONCE = 64  # hosts whose rays are in memory at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +55,21 @@ def measure(matches: Matches, intrinsics: np.ndarray, rounds: int = 8) -> Parall
     rotation = np.tile(np.eye(3), (frames, slots, 1, 1))
     parallax, motion = np.full((frames, slots), np.nan), np.full((frames, slots), np.nan)
     coverage = np.zeros((frames, slots))
-    for k in range(slots):
-        hosts = np.flatnonzero((matches.target[:, k] >= 0) & (matches.weight[:, k].sum(-1) > 3))
-        if not len(hosts):
-            continue
-        targets, weight = matches.target[hosts, k], matches.weight[hosts, k].astype(np.float64)
-        source = rays(matches.pixels[hosts], intrinsics[hosts])
-        goal = rays(matches.goal[hosts, k], intrinsics[targets])
-        R = _kabsch(source, goal, weight, intrinsics[hosts, 0], rounds)
-        error = _reprojection(source, R, matches.goal[hosts, k], intrinsics[targets])
-        rotation[hosts, k] = R
-        parallax[hosts, k] = _weighted_median(error, weight)
-        shift = np.linalg.norm(matches.goal[hosts, k] - matches.pixels[hosts], axis=-1)
-        motion[hosts, k] = _weighted_median(shift, weight)
-        coverage[hosts, k] = weight.mean(-1)
+    for part in blocks(frames, MEASURED_AT_ONCE):
+        for k in range(slots):
+            hosts = part.start + np.flatnonzero((matches.target[part, k] >= 0) & (matches.weight[part, k].sum(-1) > 3))
+            if not len(hosts):
+                continue
+            targets, weight = matches.target[hosts, k], matches.weight[hosts, k].astype(np.float64)
+            source = rays(matches.pixels[hosts], intrinsics[hosts])
+            goal = rays(matches.goal[hosts, k], intrinsics[targets])
+            R = _kabsch(source, goal, weight, intrinsics[hosts, 0], rounds)
+            error = _reprojection(source, R, matches.goal[hosts, k], intrinsics[targets])
+            rotation[hosts, k] = R
+            parallax[hosts, k] = _weighted_median(error, weight)
+            shift = np.linalg.norm(matches.goal[hosts, k] - matches.pixels[hosts], axis=-1)
+            motion[hosts, k] = _weighted_median(shift, weight)
+            coverage[hosts, k] = weight.mean(-1)
     return Parallax(rotation=rotation, parallax_px=parallax, motion_px=motion, coverage=coverage)
 
 
