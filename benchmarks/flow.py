@@ -5,7 +5,8 @@ python benchmarks/flow.py [--weights mini.safetensors] [--data ../shared/data] [
 Synthetic: scene seeds from VALIDATION_START (training stays below 1,000,000,000), gaps of 1, 2 and 4 frames, 96 x 128.
 Real: DeepDeform's annotated flow; TartanAir and HoloLens flow derived from depth and poses, where the second depth map
 agrees that the point is seen; all at half size. "epe" is the mean distance in pixels, "bad" the share of pixels off by
-more than 3 pixels and 5 % of the flow. Seconds are CPU seconds of one thread at 192 x 320, both directions counted.
+more than 3 pixels and 5 % of the flow; the learned flow's pixels are also sorted by expected error into five equal
+shares: what it said beside what was found. Seconds are CPU seconds of one thread at 192 x 320, each direction counted.
 --write puts the numbers into the JSON beside the weights.
 """
 
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,25 +27,26 @@ from torch.nn import functional as F
 
 from worldline.data.adapters import deepdeform, hololens, tartanair
 from worldline.flow import learned
-from worldline.flow.dis import DisFlow, doubled
+from worldline.flow.dis import DisFlow, sized
 from worldline.geometry import camera, pointmap, pose, sceneflow
 from worldline.scene import Scene4D
 from worldline.systems.optical_flow.pairs import make_pairs
 
 VALIDATION_START, SCENES, GAPS = 1_000_700_000, 48, (1, 2, 4)
-SMALL_PIXELS = 24_000  # below this DIS works on doubled pictures, as the parallax system has it
 SPEED_SIZE, SPEED_PAIRS = (192, 320), 8
 AGREE = 0.03  # relative depth by which two views of a point may differ
 
 Pair = tuple[np.ndarray, np.ndarray, Tensor, Tensor, Tensor]
 """Two pictures [H, W, 3] uint8, flow [H, W, 2], known [H, W], moving [H, W]."""
-Method = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Method = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray | None]]
+"""Two pictures -> flow and its expected error, if it knows any."""
+SHARES = 5
 
 
 def synthetic(gap: int) -> Iterator[Pair]:
     """Held-back pairs."""
     seeds = range(VALIDATION_START + 1000 * gap, VALIDATION_START + 1000 * gap + SCENES)
-    batch = make_pairs(seeds, gap, (96, 128), hinted=False)
+    batch = make_pairs(seeds, gap, (96, 128))
     one, two = ((x * 255).round().byte().permute(0, 2, 3, 1).numpy() for x in (batch.source, batch.target))
     for i in range(len(one)):
         yield one[i], two[i], batch.flow[i].permute(1, 2, 0), batch.known[i], batch.moving[i]
@@ -83,19 +86,27 @@ def half(one: Tensor, two: Tensor, flow: Tensor, known: Tensor, moving: Tensor) 
     return one, two, small, share == 1, moving[: 2 * rows : 2, : 2 * columns : 2]
 
 
-def score(pairs: list[Pair], method: Method) -> dict[str, float]:
+def score(pairs: list[Pair], method: Method) -> dict[str, Any]:
     """Errors over all known pixels of all pairs."""
-    gaps, lengths, moving = [], [], []
+    gaps, lengths, moving, said = [], [], [], []
     for one, two, truth, known, moves in pairs:
-        found = torch.from_numpy(np.ascontiguousarray(method(one, two)))
-        gaps.append((found - truth).norm(dim=-1)[known])
+        found, expected = method(one, two)
+        gaps.append((torch.from_numpy(np.ascontiguousarray(found)) - truth).norm(dim=-1)[known])
         lengths.append(truth.norm(dim=-1)[known])
         moving.append(moves[known])
+        if expected is not None:
+            said.append(torch.from_numpy(expected)[known])
     gap, length, moves = (torch.cat(values) for values in (gaps, lengths, moving))
     bad = (gap > 3) & (gap > 0.05 * length)
-    moving_epe = float(gap[moves].mean()) if bool(moves.any()) else float("nan")
-    middle, share = float(gap.median()), float(bad.float().mean())
-    return {"epe": float(gap.mean()), "median": middle, "bad": share, "epe_moving": moving_epe}
+    moving_epe = float(gap[moves].mean()) if bool(moves.any()) else None
+    row = {"epe": float(gap.mean()), "median": float(gap.median()), "bad": float(bad.float().mean())}
+    return row | {"epe_moving": moving_epe} | ({"calibration": calibration(torch.cat(said), gap)} if said else {})
+
+
+def calibration(said: Tensor, found: Tensor) -> list[dict[str, float]]:
+    """Mean and median error of equal shares of the pixels, from the surest to the least sure."""
+    parts = zip(*(values[said.argsort()].tensor_split(SHARES) for values in (said, found)), strict=True)
+    return [{"said": float(a.mean()), "found": float(b.mean()), "median": float(b.median())} for a, b in parts]
 
 
 def seconds(method: Method) -> float:
@@ -109,16 +120,14 @@ def seconds(method: Method) -> float:
     return (time.process_time() - started) / (2 * (SPEED_PAIRS - 1))
 
 
-def dis(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+def dis(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, None]:
     """DIS as the parallax system uses it."""
-    flow = DisFlow()
-    method = doubled(flow) if one.shape[0] * one.shape[1] < SMALL_PIXELS else flow
-    return method(one, two)
+    return sized(DisFlow())(one, two), None
 
 
-def zero(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+def zero(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, None]:
     """Nothing moves."""
-    return np.zeros((*one.shape[:2], 2), np.float32)
+    return np.zeros((*one.shape[:2], 2), np.float32), None
 
 
 def cases(data: Path | None) -> dict[str, list[Pair]]:
@@ -144,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     network = learned.load(options.weights)
-    methods: dict[str, Method] = {"zero": zero, "dis": dis, "learned": network}
+    methods: dict[str, Method] = {"zero": zero, "dis": dis, "learned": network.with_error}
     table = {name: {m: score(pairs, f) for m, f in methods.items()} for name, pairs in cases(options.data).items()}
     report = {"errors_px": table, "cpu_seconds_per_flow": {name: seconds(methods[name]) for name in ("dis", "learned")}}
     if options.write:
@@ -159,8 +168,17 @@ def as_text(report: dict) -> str:
     lines = ["| pairs | method | EPE px | median px | bad % | EPE moving px |", "|---|---|---|---|---|---|"]
     for name, row in report["errors_px"].items():
         for method, v in row.items():
-            cells = f"{v['epe']:.3f} | {v['median']:.3f} | {100 * v['bad']:.1f} | {v['epe_moving']:.3f}"
+            moving = "" if v["epe_moving"] is None else f"{v['epe_moving']:.3f}"
+            cells = f"{v['epe']:.3f} | {v['median']:.3f} | {100 * v['bad']:.1f} | {moving}"
             lines.append(f"| {name} | {method} | {cells} |")
+    lines += [
+        "",
+        "| pairs | expected / found error px, from the surest fifth of the pixels to the least sure |",
+        "|---|---|",
+    ]
+    for name, row in report["errors_px"].items():
+        shares = ", ".join(f"{part['said']:.2f} / {part['found']:.2f}" for part in row["learned"]["calibration"])
+        lines.append(f"| {name} | {shares} |")
     rates = ", ".join(f"{name} {1 / s:.1f}" for name, s in report["cpu_seconds_per_flow"].items())
     return "\n".join(lines) + f"\n\nFlows per CPU second at {SPEED_SIZE[0]} x {SPEED_SIZE[1]}: {rates}.\n"
 

@@ -1,4 +1,4 @@
-"""Dense optical flow for OpticalFlowTerm: OpenCV's DIS, which needs no weights; any other flow can be given instead."""
+"""Dense optical flow for OpticalFlowTerm: OpenCV's DIS, which needs no weights, or the learned flow."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from worldline.flow import learned
+from worldline.flow.dis import Flow
+from worldline.flow.neighbours import flow_between
 from worldline.scene import Video
 
+_DOUBT = 1.0  # pixels of expected error beyond which a flow counts as unknown, plus 5 % of the flow
 _TOLERANCE = 1.0  # pixels by which forward and backward flow may disagree, plus 5 % of the flow
 
 
@@ -31,6 +35,22 @@ def dis_flow(video: Video) -> Float[Tensor, "S H W 2"]:
         forward, backward = (torch.from_numpy(dis.calc(a, b, empty.copy())) for a, b in ((now, after), (after, now)))
         out.append(_consistent(forward, backward))
     return torch.stack(out) if out else torch.zeros(0, height, width, 2)
+
+
+def learned_flow(video: Video, flow: Flow | None = None) -> Float[Tensor, "S H W 2"]:
+    """The same by a flow that knows its error, by default the embedded one; NaN also where that error is large.
+
+    Raises:
+        FileNotFoundError: no learned flow is embedded.
+        ValueError: frames smaller than 16 pixels.
+    """
+    found = flow_between(video.rgb(), flow or learned.load())
+    out = []
+    for t in range(len(video) - 1):
+        ahead = _consistent(found.forward[t], found.backward[t + 1])
+        sure = found.forward_error[t] < _DOUBT + 0.05 * found.forward[t].norm(dim=-1)
+        out.append(torch.where(sure[..., None], ahead, torch.full_like(ahead, torch.nan)))
+    return torch.stack(out) if out else torch.zeros(0, *video.size, 2)
 
 
 def _consistent(forward: Tensor, backward: Tensor) -> Tensor:

@@ -13,12 +13,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from worldline.align.config import KnownDistance, Priors
-from worldline.align.optical_flow import dis_flow
+from worldline.align.optical_flow import dis_flow, learned_flow
 from worldline.geometry.camera import resize
 from worldline.geometry.pose import from_rt, quaternion_to_matrix
 from worldline.scene import Video
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+FLOWS = {"dis": dis_flow, "learned": learned_flow}
+"""How dense optical flow is found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class PriorFiles:
         depth: folder of metric depth maps, one per frame, or one file for the first frame: .npy in metres, or
             16-bit .png in millimetres; 0 or NaN = unknown.
         distance: frame, x1, y1, x2, y2, metres between the two points.
-        flow: "dis" lets dense optical flow (OpenCV's DIS) steady the cameras.
+        flow: dense optical flow that steadies the cameras: "dis" is OpenCV's, "learned" the embedded network's.
     """
 
     intrinsics: tuple[float, float, float, float] | None = None
@@ -48,7 +51,7 @@ class PriorFiles:
     masks: Path | None = None
     depth: Path | None = None
     distance: tuple[float, float, float, float, float, float] | None = None
-    flow: Literal["none", "dis"] = "none"
+    flow: Literal["none", "dis", "learned"] = "none"
 
     def read(self, clip: Video, source: tuple[int, int], frames: slice | None) -> Priors:
         """The priors of a clip.
@@ -81,7 +84,7 @@ class PriorFiles:
             sensor_depth=None if self.depth is None else _stack(self.depth, index, clip.size, _read_depth),
             distance=None if self.distance is None else _distance(self.distance, index, source, clip.size),
             shared_focal=not self.zoom,
-            optical_flow=dis_flow(clip) if self.flow == "dis" and len(clip) > 1 else None,
+            optical_flow=None if self.flow == "none" or len(clip) < 2 else FLOWS[self.flow](clip),
         )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from worldline.flow.dis import DisFlow, Flow, sized
 from worldline.flow.network import CELL, LEAST_SIZE, FlowNetwork, NetworkConfig
 
+Value = TypeVar("Value")
 EMBEDDED = Path(__file__).parent / "weights" / "mini.safetensors"
-BATCH_PIXELS = 64_000  # pairs are matched together up to this many pixels: beyond, caches are too small to gain
+BATCH_PIXELS = 64_000  # pairs are matched together up to this many pixels, to bound memory
 KEPT = 24  # encodings remembered: a frame is in a pair per gap and direction
 
 
@@ -31,8 +32,8 @@ class LearnedFlow:
         """Use a network in evaluation mode with a source of hints; None means DIS as in training."""
         self.network = network.eval().requires_grad_(False)
         self.hint = hint or sized(DisFlow())
-        self._known: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
-        self._lock = Lock()
+        self._pictures: _Remembered[tuple[Tensor, Tensor]] = _Remembered(KEPT)
+        self._hints: _Remembered[np.ndarray] = _Remembered(KEPT)
 
     def __call__(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Flow [H, W, 2] float32 in pixels from `source` to `target`, both [H, W] or [H, W, 3] uint8."""
@@ -44,10 +45,9 @@ class LearnedFlow:
     ) -> tuple[Float[np.ndarray, "H W 2"], Float[np.ndarray, "H W"]]:
         """Flow in pixels, and the expected length of its error in pixels."""
         height, width = source.shape[:2]
-        coarse = self.hint(source, target)
         (one, first), (two, second) = self._encoded(source), self._encoded(target)
-        hint = _padded(torch.from_numpy(np.ascontiguousarray(coarse)).permute(2, 0, 1)[None])
-        found = self.network.match(one, two, first, second, hint.to(one))
+        ahead, back = (_batch([self._hinted(*pair)]).to(one) for pair in ((source, target), (target, source)))
+        found = self.network.match(one, two, first, second, ahead, back)
         flow = found.flow[0, :, :height, :width].permute(1, 2, 0).float().cpu().numpy()
         return np.ascontiguousarray(flow), found.log_error[0, 0, :height, :width].float().exp().cpu().numpy()
 
@@ -57,39 +57,60 @@ class LearnedFlow:
     ) -> Iterator[tuple[Float[np.ndarray, "H W 2"], Float[np.ndarray, "H W"]]]:
         """Flow and expected error of each pair (source, target) of pictures of one size, several at a time.
 
-        Twice as fast as one by one where pictures are small; each picture is encoded once.
+        A picture is encoded once if its pairs are near each other; only a few encodings are kept.
         """
         height, width = pictures[0].shape[:2]
         together = max(1, BATCH_PIXELS // (height * width))
-        known = {i: self._encoded(pictures[i]) for i in sorted({i for pair in pairs for i in pair})}
         for start in range(0, len(pairs), together):
             some = pairs[start : start + together]
-            one, two, first, second = (
-                torch.cat([known[pair[side]][part] for pair in some]) for part in (0, 1) for side in (0, 1)
+            sides = [[self._encoded(pictures[pair[side]]) for pair in some] for side in (0, 1)]
+            one, two, first, second = (torch.cat([x[part] for x in side]) for part in (0, 1) for side in sides)
+            ahead, back = (
+                _batch([self._hinted(pictures[pair[i]], pictures[pair[1 - i]]) for pair in some]).to(one)
+                for i in (0, 1)
             )
-            coarse = np.stack([self.hint(pictures[a], pictures[b]) for a, b in some])
-            found = self.network.match(
-                one, two, first, second, _padded(torch.from_numpy(coarse).permute(0, 3, 1, 2)).to(one)
-            )
+            found = self.network.match(one, two, first, second, ahead, back)
             flows = found.flow[:, :, :height, :width].permute(0, 2, 3, 1).float().cpu().contiguous().numpy()
             yield from zip(flows, found.log_error[:, 0, :height, :width].float().exp().cpu().numpy(), strict=True)
 
+    def _hinted(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """The hint, remembered: it is also the way back of the opposite pair."""
+        return self._hints.get((source.tobytes(), target.tobytes()), lambda: self.hint(source, target))
+
     def _encoded(self, picture: np.ndarray) -> tuple[Tensor, Tensor]:
-        key = picture.tobytes()
-        with self._lock:
-            if key in self._known:
-                self._known.move_to_end(key)
-                return self._known[key]
+        return self._pictures.get(picture.tobytes(), lambda: self._encode(picture))
+
+    def _encode(self, picture: np.ndarray) -> tuple[Tensor, Tensor]:
         values = torch.from_numpy(np.ascontiguousarray(picture)).float() / 255
         values = values[..., None].expand(*values.shape, 3) if values.ndim == 2 else values
-        where = next(self.network.parameters())
-        padded = _padded(values.permute(2, 0, 1)[None]).to(where)
-        made = padded, self.network.encode(padded)
+        padded = _padded(values.permute(2, 0, 1)[None]).to(next(self.network.parameters()))
+        return padded, self.network.encode(padded)
+
+
+class _Remembered(Generic[Value]):
+    """The values of the keys asked for last; safe to use from several threads."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._values: OrderedDict[Hashable, Value] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """The value of a key, made if it is not remembered."""
         with self._lock:
-            self._known[key] = made
-            while len(self._known) > KEPT:
-                self._known.popitem(last=False)
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        made = make()
+        with self._lock:
+            self._values[key] = made
+            while len(self._values) > self._most:
+                self._values.popitem(last=False)
         return made
+
+
+def _batch(flows: Sequence[np.ndarray]) -> Tensor:
+    return _padded(torch.from_numpy(np.stack(flows)).permute(0, 3, 1, 2))
 
 
 def _padded(values: Tensor) -> Tensor:

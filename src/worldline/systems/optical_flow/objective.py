@@ -29,15 +29,22 @@ class FlowObjective:
     softening: float = 0.1
 
     def __call__(self, model: FlowNetwork, batch: Pairs, generator: torch.Generator) -> dict[str, Tensor]:
-        """`coarse` (all iterations, 1/8 resolution), `flow` (full resolution), `likelihood` of the expected error."""
-        found = model(batch.source, batch.target, batch.hint)
+        """`coarse` (all iterations, 1/8 resolution), `whole` (recurrence alone), `flow`, `likelihood` of its error.
+
+        Raises:
+            ValueError: the pairs have no hints.
+        """
+        if batch.hint is None or batch.back is None:
+            raise ValueError("The flow network is trained with hints; make the pairs with one.")
+        found = model(batch.source, batch.target, batch.hint, batch.back)
         counts = batch.known & (batch.flow.norm(dim=1) < self.largest * batch.flow.shape[-1])
         weight = counts * (1 + self.moving * batch.moving)
         error = self._length(found.flow - batch.flow)
-        size = found.log_error[:, 0].clamp(-5, 5)
+        size = found.log_error[:, 0]
         likelihood = error.detach() / size.exp() + size  # Laplace; its gradient shapes the error bar only
         return {
             "coarse": self._coarse(found.coarse, batch.flow, weight),
+            "whole": _mean(self._length(found.whole - batch.flow), weight),
             "flow": _mean(error, weight),
             "likelihood": _mean(likelihood, counts.float()),
         }

@@ -1,4 +1,4 @@
-"""Pairs of synthetic pictures with exact optical flow, and the hint that the network is given."""
+"""Pairs of synthetic pictures with exact optical flow, and the hints that the network is given."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from worldline.data.synthetic import RenderConfig, SensorConfig, SyntheticBatch, at_frames, render_specs, sample_scene
-from worldline.flow.dis import DisFlow, Flow, doubled
+from worldline.flow.dis import Flow
 from worldline.geometry import camera, pose
 
 NEAREST = 1e-3  # metres before the second camera
@@ -22,12 +22,13 @@ class Pairs:
     """Pictures and the flow between them, in pixels.
 
     Attributes:
-        source: [B, 3, H, W] in [0, 1].
+        source: [B, 3, H, W] in [0, 1], in steps of 1/255.
         target: [B, 3, H, W], some frames later.
         flow: [B, 2, H, W] (x, y) from source to target; exact, also where the target does not see the point.
         known: [B, H, W] where there is a flow: not behind the second camera.
         moving: [B, H, W] what moves by itself.
-        hint: [B, 2, H, W] an estimate that comes from the pictures alone; None where there is none.
+        hint: [B, 2, H, W] an estimate of `flow` that comes from the pictures alone; None where there is none.
+        back: [B, 2, H, W] the same from target to source.
     """
 
     source: Float[Tensor, "B 3 H W"]
@@ -36,6 +37,18 @@ class Pairs:
     known: Bool[Tensor, "B H W"]
     moving: Bool[Tensor, "B H W"]
     hint: Float[Tensor, "B 2 H W"] | None
+    back: Float[Tensor, "B 2 H W"] | None
+
+    def mirrored(self, turn: int) -> Pairs:
+        """The same pairs as seen in a mirror: 1 left and right, 2 up and down, 3 both; 0 as they are."""
+        axes = [axis for bit, axis in ((1, -1), (2, -2)) if turn & bit]
+        signs = torch.tensor([-1.0 if turn & 1 else 1.0, -1.0 if turn & 2 else 1.0], device=self.flow.device)
+
+        def flows(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.flip(axes) * signs[:, None, None]
+
+        pictures = {name: getattr(self, name).flip(axes) for name in ("source", "target", "known", "moving")}
+        return replace(self, **pictures, **{name: flows(getattr(self, name)) for name in ("flow", "hint", "back")})
 
 
 def rendered_pairs(
@@ -88,19 +101,20 @@ def make_pairs(
     gap: int,
     size: tuple[int, int],
     *,
+    hint: Flow | None = None,
     device: torch.device | str = "cpu",
-    hinted: bool = True,
     config: RenderConfig | None = None,
 ) -> Pairs:
-    """Render pairs and everything the objective needs; small pictures are doubled for DIS, as at inference."""
+    """Render pairs, in the 256 steps of a recorded picture; with `hint`, what it says in both directions."""
     scenes = rendered_pairs(seeds, gap, size, device=device, config=config)
     flow, known = optical_flow(scenes)
-    source, target = (scenes.rgb[:, t].permute(0, 3, 1, 2).contiguous() for t in (0, 1))
+    source, target = ((scenes.rgb[:, t].permute(0, 3, 1, 2) * 255).round().contiguous() / 255 for t in (0, 1))
     return Pairs(
         source=source,
         target=target,
         flow=flow.permute(0, 3, 1, 2).contiguous(),
         known=known,
         moving=scenes.dynamic[:, 0],
-        hint=hints(source, target, doubled(DisFlow())) if hinted else None,
+        hint=None if hint is None else hints(source, target, hint),
+        back=None if hint is None else hints(target, source, hint),
     )

@@ -12,22 +12,32 @@ from worldline.training.config import TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PairConfig:
-    """What training pairs look like; batches take sizes and gaps in turn.
+    """What training pairs look like; batches take sizes, gaps and hints in turn.
 
     Attributes:
         sizes: (H, W) in pixels, multiples of 8.
         gaps: frames between the pictures of a pair.
-        unhinted: every so many-th batch has no hint, so that the network can match by itself.
+        doubled: every so many-th batch has hints from doubled pictures, with half their noise; the others' are as
+            large pictures have them.
+        block: batches that are shown once before they are shown again, mirrored.
+        turns: how often a batch is shown, each time mirrored otherwise: rendering costs as much as a step.
     """
 
     sizes: tuple[tuple[int, int], ...] = ((96, 128), (128, 96), (96, 160))
     gaps: tuple[int, ...] = (1, 2, 4, 1, 3)
-    unhinted: int = 7
+    doubled: int = 2
+    block: int = 16
+    turns: int = 3
 
     def __post_init__(self) -> None:
-        """Refuse what would never give a hint."""
-        if self.unhinted < 2:
-            raise ValueError(f"PairConfig.unhinted must be at least 2, got {self.unhinted}.")
+        """Refuse what cannot be shown."""
+        if not 1 <= self.turns <= 4 or self.block < 1 or self.doubled < 1:
+            raise ValueError("PairConfig needs 1 to 4 turns, and at least one batch per block and per doubled hint.")
+
+    def shown(self, index: int) -> tuple[int, int]:
+        """Which rendered batch the index-th one is, and how it is mirrored."""
+        block, place = divmod(index, self.block * self.turns)
+        return block * self.block + place % self.block, place // self.block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +52,8 @@ class Stage:
 Recipe = stages.Recipe[NetworkConfig, Stage]
 """A full run."""
 
-STEPS = 2200
-"""About half an hour of one core."""
+STEPS = 2400
+"""About half an hour of one core, rendering included."""
 
 
 def mini(
@@ -59,7 +69,7 @@ def mini(
         name="flow",
         steps=steps,
         batch_size=batch_size,
-        weights={"coarse": 1.0, "flow": 1.0, "likelihood": 0.1},
+        weights={"coarse": 0.5, "whole": 0.5, "flow": 1.0, "likelihood": 0.1},
         learning_rate=6e-4,
         warmup_steps=min(100, steps // 5),
         weight_decay=1e-4,

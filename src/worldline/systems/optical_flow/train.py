@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
 from worldline.data.synthetic import RenderConfig, SensorConfig
+from worldline.flow.dis import DisFlow, doubled
 from worldline.flow.network import FlowNetwork
 from worldline.systems.optical_flow.pairs import Pairs, make_pairs
 from worldline.systems.optical_flow.recipes import Recipe, Stage
@@ -30,18 +31,24 @@ def _begin(model: FlowNetwork, stage: Stage, start: stages.Start) -> FlowNetwork
 
 
 def synthetic(stage: Stage, model: FlowNetwork, device: str) -> loop.Batches:
-    """Pairs of synthetic scenes by index; the index decides scenes, size, gap and whether there is a hint."""
-    config = RenderConfig(sensor=SensorConfig.video())
-    pairs = stage.pairs
+    """Pairs of synthetic scenes by index; the index decides scenes, size, gap, hint and how it is mirrored."""
+    rendered = lru_cache(stage.pairs.block)(partial(render, stage, device=device))
 
     def batch(index: int) -> Pairs:
-        seeds = scene_seeds(stage.train, index)
-        size = pairs.sizes[index % len(pairs.sizes)]
-        gap = pairs.gaps[index // len(pairs.sizes) % len(pairs.gaps)]
-        hinted = index % pairs.unhinted != pairs.unhinted - 1
-        return make_pairs(seeds, gap, size, device=device, hinted=hinted, config=config)
+        number, turn = stage.pairs.shown(index)
+        return rendered(number).mirrored(turn)
 
     return batch
+
+
+def render(stage: Stage, number: int, *, device: str) -> Pairs:
+    """The number-th rendered batch of a run."""
+    pairs = stage.pairs
+    size = pairs.sizes[number % len(pairs.sizes)]
+    gap = pairs.gaps[number // len(pairs.sizes) % len(pairs.gaps)]
+    hint = doubled(DisFlow()) if number % pairs.doubled == 0 else DisFlow()
+    config = RenderConfig(sensor=SensorConfig.video())
+    return make_pairs(scene_seeds(stage.train, number), gap, size, hint=hint, device=device, config=config)
 
 
 METHOD = stages.Method(build=_networks, begin=_begin, source=synthetic)
