@@ -13,6 +13,8 @@ from worldline.align.flow_adjust import FlowState, relative_pose
 from worldline.systems.parallax.fill import EdgeWeights, smooth
 from worldline.systems.parallax.representation import FLOW_UNIT, FlowPairs, lookup
 
+LITTLE_TRUST = np.float32(0.3)  # weight of the views that would say "still" if there were any
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
@@ -48,12 +50,15 @@ def motion_score(
 
     The product of three: the views' mean of e^2 / (1 + e^2), e = |static flow - flow| over its tolerance; the trust in
     their flow; and how much better the flow matches the images than the static world's flow does. Where flow fails
-    (white walls, blur) the static flow matches as well, and nothing is said to move.
+    (white walls, blur) the static flow matches as well, and nothing is said to move. What moves slowly shows at long
+    gaps only: the mean is over the views from the longest gap down to the one at which it is largest.
     """
     import cv2
 
     targets = pairs.targets()[t]
     slots = np.flatnonzero(targets >= 0)
+    gaps = np.abs(np.array(pairs.offsets)[slots])
+    slots, gaps = slots[np.argsort(-gaps, kind="stable")], -np.sort(-gaps)
     R, shift = np.empty((len(slots), 3, 3), np.float32), np.empty((len(slots), 3), np.float32)
     for n, k in enumerate(slots):
         R[n], shift[n] = relative_pose(state.w2c[t], state.w2c[targets[k]])
@@ -61,6 +66,7 @@ def motion_score(
         pairs.flow[t],
         pairs.weight[t],
         slots,
+        gaps,
         R,
         shift,
         state.intrinsics[t].astype(np.float32),
@@ -130,7 +136,7 @@ def _bilinear(image, x, y):
 
 @njit(cache=True, nogil=True, fastmath=True)
 @no_type_check
-def _score(flow, weight, slots, R, t, host, targets, r, scale, gray, others):
+def _score(flow, weight, slots, gaps, R, t, host, targets, r, scale, gray, others):
     """Disagreement, trust (sum of weights), and mean grey-level errors of the static world's flow and of the flow."""
     height, width = r.shape
     score, trust = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
@@ -139,7 +145,10 @@ def _score(flow, weight, slots, R, t, host, targets, r, scale, gray, others):
         for x in range(width):
             a, b = (x - host[2]) / host[0], (y - host[3]) / host[1]
             total, used, worse, better = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+            most = np.float32(0)
             for n in range(len(slots)):
+                if n > 0 and gaps[n] != gaps[n - 1]:
+                    most = max(most, total / (used + LITTLE_TRUST))
                 k = slots[n]
                 w = np.float32(weight[k, y, x]) / 255
                 if w <= 0.02:
@@ -158,6 +167,7 @@ def _score(flow, weight, slots, R, t, host, targets, r, scale, gray, others):
                 worse += w * abs(_bilinear(others[n], np.float32(ux), np.float32(uy)) - gray[y, x])
                 better += w * abs(_bilinear(others[n], np.float32(x + fx), np.float32(y + fy)) - gray[y, x])
             if used > 0:
-                score[y, x], static[y, x], flowing[y, x] = total / used, worse / used, better / used
+                score[y, x] = max(most, total / (used + LITTLE_TRUST))
+                static[y, x], flowing[y, x] = worse / used, better / used
             trust[y, x] = used
     return score, trust, static, flowing

@@ -95,7 +95,7 @@ def scene_flow(
     flow, trust = pairs.read(t, 1)
     here = world_points(r[t], state, t)
     approach = -np.log(np.maximum(depth_in(here, state, t + 1) * r[t], 1e-3))  # the camera's own
-    step = _moved(r[t], flow, growth(r, moving, pairs, t, approach), state, t) - here
+    step = _moved(r[t], flow, growth(r, moving, pairs, t, approach, state.intrinsics[:, 0]), state, t) - here
     known = moving[t] & (trust > 0.3) & (lookup(moving[t + 1].astype(np.float32), flow) > 0.5)
     weight = np.where(known, trust, 0).astype(np.float32)[..., None]
     flat = EdgeWeights(right=np.ones(flow.shape[:2], np.float32), down=np.ones(flow.shape[:2], np.float32))
@@ -105,13 +105,21 @@ def scene_flow(
     return step.astype(np.float32), ~moving[t] | (smoothed[..., 3] > 0.05)
 
 
-def growth(r: np.ndarray, moving: np.ndarray, pairs: FlowPairs, t: int, usual: np.ndarray) -> np.ndarray:
+def growth(
+    r: np.ndarray,
+    moving: np.ndarray,
+    pairs: FlowPairs,
+    t: int,
+    usual: np.ndarray,
+    focal: np.ndarray | None = None,
+) -> np.ndarray:
     """Change of log inverse depth per frame [H, W] of the moving region of each pixel.
 
     Two witnesses, each at every gap g up to 8 frames ahead and back: the flow of a region, fitted by u' = A u + b, says
     how much larger it gets (log sqrt det A); and the inverse depths [T, H, W] of its pixels, taken from the ground it
     stands on, change along the flow. With variances v (of one frame) the result is the posterior mean under the prior
-    N(usual, SPREAD^2), `usual` [H, W] being what standing still would give: noise brings nothing closer.
+    N(usual, SPREAD^2), `usual` [H, W] being what standing still would give: noise brings nothing closer. A `focal`
+    length [T] that changes enlarges without bringing closer, and is taken off.
     """
     import cv2
 
@@ -123,18 +131,26 @@ def growth(r: np.ndarray, moving: np.ndarray, pairs: FlowPairs, t: int, usual: n
         if abs(offset) not in SIZE_ERROR or not 0 <= t + offset < len(moving):
             continue
         flow, trust = pairs.read(t, offset)
+        zoom = 0.0 if focal is None else float(np.log(focal[t + offset] / focal[t]))
         trust = trust * (lookup(moving[t + offset].astype(np.float32), flow) > 0.5)
         nearer = lookup(np.log(np.maximum(r[t + offset], 1e-6)), flow) - np.log(np.maximum(r[t], 1e-6))
         for label in range(1, count):
             y, x = np.nonzero((labels == label) & (trust > 0.2))
-            for change, variance in _changes(x, y, flow, trust, nearer, offset, len(x) / pixels[label]):
+            for change, variance in _changes(x, y, flow, trust, nearer, offset, len(x) / pixels[label], zoom):
                 total[label] += (change - mean[label]) / variance
                 weight[label] += 1 / variance
     return np.where(labels > 0, (mean + total / weight)[labels], usual)
 
 
 def _changes(
-    x: np.ndarray, y: np.ndarray, flow: np.ndarray, trust: np.ndarray, nearer: np.ndarray, offset: int, share: float
+    x: np.ndarray,
+    y: np.ndarray,
+    flow: np.ndarray,
+    trust: np.ndarray,
+    nearer: np.ndarray,
+    offset: int,
+    share: float,
+    zoom: float,
 ) -> list[tuple[float, float]]:
     """What some pixels say of their change of log inverse depth per frame: (value, variance) of each witness."""
     gap, found = abs(offset), []
@@ -144,7 +160,7 @@ def _changes(
     size = _log_size(np.stack([x, y], -1).astype(np.float64), flow[y, x], trust[y, x])
     if size is not None:
         variance = SIZE_SHARE**2 * size[1] / gap**2 + SIZE_ERROR[gap] ** 2
-        found.append((size[0] / offset, SHARED * variance))
+        found.append(((size[0] - zoom) / offset, SHARED * variance))
     return found
 
 
@@ -175,7 +191,7 @@ def _moved(r: np.ndarray, flow: np.ndarray, change: np.ndarray, state: FlowState
     height, width = r.shape
     ahead = min(t + 1, len(state.w2c) - 1)
     fx, fy, cx, cy = state.intrinsics[ahead]
-    depth = np.exp(-change) / np.maximum(r, 1e-6) * (state.intrinsics[ahead, 0] / state.intrinsics[t, 0])
+    depth = np.exp(-change) / np.maximum(r, 1e-6)
     x = (np.arange(width) + flow[..., 0] - cx) / fx
     y = (np.arange(height)[:, None] + flow[..., 1] - cy) / fy
     c2w = np.linalg.inv(state.w2c[ahead])
