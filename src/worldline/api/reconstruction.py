@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from worldline.align.config import Priors
 from worldline.align.prior_files import PriorFiles
@@ -77,14 +77,15 @@ def reconstruct(
     # 2. The frames, at the size the system works at, and what is known about them.
     source = video.size if isinstance(video, Video) else VideoReader(video).size
     clip = clip_of(video, frames, check_size(source, size, entry))
-    known = _with_focal(_read(priors, clip, source, frames), focal_px, source, clip.size)
+    given, flow = _flow_of(priors, entry)
+    known = _with_focal(_read(given, clip, source, frames), focal_px, source, clip.size)
     chosen: dict[str, Any] = {"window": window, "overlap": overlap, "seed": seed}
     chosen_system = {"system": system, "network": prior.name, "refine": refine, "weights": weights}
     settings = settings_of(video, clip, **chosen_system, frames=str(frames), focal_px=focal_px, **chosen)
     settings |= {"priors": repr(priors)} if isinstance(priors, PriorFiles) else {}
     # 3. The scene, and how it was made.
     cache = None if resume_beside is None else PartialRun(Path(resume_beside), settings)
-    options = Options(priors=known, cache=cache, progress=progress, **chosen)
+    options = Options(priors=known, flow=flow, cache=cache, progress=progress, **chosen)
     if refined:
         larger = prior.area > clip.size[0] * clip.size[1]
         seen = clip_of(video, frames, working_size(source, prior)) if larger else None
@@ -94,6 +95,15 @@ def reconstruct(
     if system == AUTO:
         scene = _said(scene, chosen_network)
     return replace(scene, provenance=provenance_of(scene, settings, started))
+
+
+def _flow_of(
+    priors: Priors | PriorFiles | None, entry: Card
+) -> tuple[Priors | PriorFiles | None, Literal["dis", "learned"]]:
+    """The parallax system finds flow itself, by the method named; others are given it with what is known beforehand."""
+    if entry.name != PARALLAX or not isinstance(priors, PriorFiles) or priors.flow == "none":
+        return priors, "dis"
+    return replace(priors, flow="none"), priors.flow
 
 
 def _read(
@@ -149,6 +159,7 @@ def prior_and_parallax(
         ValueError: the system of `prior` does not look at windows of a video.
     """
     from worldline.align.window_depth import frame_depths
+    from worldline.systems.parallax.flow import flow_of
     from worldline.systems.parallax.infer import ParallaxConfig, infer
 
     # 1. What the network says about windows of the video, at the size it was trained for.
@@ -162,7 +173,7 @@ def prior_and_parallax(
     depth = frame_depths(windows, len(small), Arena(config.memory_bytes))
     # 3. Cameras, depth and motion from flow, with that prior where flow says nothing.
     known: dict[str, Any] = {"priors": options.priors, "cache": options.cache, "progress": options.progress}
-    scene = infer(clip, config, prior=depth, **known)
+    scene = infer(clip, config, prior=depth, flow=flow_of(options.flow, config.flow), **known)
     made_by = replace(scene.provenance, system=f"{PARALLAX}+{entry.name}", weights_sha256=network.weights_sha256)
     return replace(scene, provenance=made_by)
 

@@ -52,8 +52,9 @@ class Reconstruct:
     16-bit .png in millimetres or .npy in metres, 0 where unknown."""
     distance: tuple[float, float, float, float, float, float] | None = None
     """A measured distance, which makes the scene metric: FRAME X1 Y1 X2 Y2 METRES, in pixels of the original."""
-    flow: Literal["none", "dis"] = "none"
-    """dis lets dense optical flow steady the cameras of systems that align windows."""
+    flow: Literal["none", "dis", "learned"] = "none"
+    """Dense optical flow that steadies the cameras of systems that align windows; auto and parallax live on it, none is
+    dis for them. learned takes several times longer than dis."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     seed: int = 0
@@ -135,7 +136,7 @@ def known(args: Reconstruct) -> PriorFiles | None:
         raise ValueError("--focal and --intrinsics both say the focal length; give one of them.")
     if args.distortion is not None and (args.intrinsics is None or not 4 <= len(args.distortion) <= 5):
         raise ValueError("--distortion needs --intrinsics and four or five coefficients, k1 k2 p1 p2 [k3].")
-    wanted = {"--distortion": args.distortion, "--zoom": args.zoom, "--flow": args.flow != "none"}
+    wanted = {"--distortion": args.distortion, "--zoom": args.zoom}
     unused = [name for name, value in wanted.items() if value]
     if unused and args.system in ("auto", "parallax"):
         raise ValueError(

@@ -25,6 +25,7 @@ class Options:
         overlap: frames that consecutive windows share.
         seed: for systems that draw random numbers.
         priors: what is known beforehand about cameras, motion and scale.
+        flow: dense optical flow of systems that see motion: "dis", or "learned", which takes longer.
         cache: finished windows of an interrupted run.
         progress: receives (step, done, total).
     """
@@ -33,6 +34,7 @@ class Options:
     overlap: int | None = None
     seed: int = 0
     priors: Priors = field(default_factory=Priors)
+    flow: Literal["dis", "learned"] = "dis"
     cache: PartialRun | None = None
     progress: Progress = no_progress
 

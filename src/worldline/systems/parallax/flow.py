@@ -1,6 +1,6 @@
 """Dense optical flow at several frame gaps, both ways, with a forward-backward check (spec 1.1).
 
-`worldline.flow.dis.Flow` is the whole interface, so that a learned flow can replace DIS without touching anything else.
+Any `worldline.flow.dis.Flow` will do. One that knows how far it is off (`SureFlow`) counts less where it says so.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldline.flow.dis import Flow, doubled
+from worldline.flow import learned
+from worldline.flow.dis import SMALL_PIXELS, DisFlow, Flow, SureFlow, sized
 from worldline.io.arena import Arena
 from worldline.scene import Progress, no_progress
 from worldline.systems.parallax.representation import RELEASE_EVERY, FlowPairs, encode_flow, forward_backward_weight
@@ -30,7 +31,9 @@ class FlowConfig:
         patch_stride: DIS patch stride; 3 is denser and twice as slow as 4.
         noise_px: forward-backward error of a good match.
         relative: the same, squared and relative to squared flow length.
-        small_pixels: frames with fewer pixels are doubled before their flow is computed, which halves its noise.
+        error_px: expected error at which a flow that knows its error counts half.
+        small_pixels: frames with fewer pixels are doubled before a flow that knows no error is computed, which halves
+            DIS's noise.
     """
 
     gaps: tuple[int, ...] = (1, 2, 4, 8)
@@ -39,7 +42,8 @@ class FlowConfig:
     patch_stride: int = 4
     noise_px: float = 0.5
     relative: float = 0.0025
-    small_pixels: int = 24_000
+    error_px: float = 1.0
+    small_pixels: int = SMALL_PIXELS
 
 
 def workers() -> int:
@@ -80,7 +84,7 @@ def compute_flows(
     """
     count, size = len(pictures), pictures[0].shape[:2]
     gaps = choose_gaps(pictures, flow, config)
-    flow = doubled(flow) if size[0] * size[1] < config.small_pixels else flow
+    flow = flow if isinstance(flow, SureFlow) else sized(flow, config.small_pixels)
     offsets = tuple(sign * gap for gap in gaps for sign in (1, -1))
     arena = Arena(sys.maxsize) if arena is None else arena
     store = FlowPairs(
@@ -92,9 +96,8 @@ def compute_flows(
     def compute(t: int) -> None:
         for k, gap in enumerate(gaps):
             if t + gap < count:
-                ahead, back = flow(pictures[t], pictures[t + gap]), flow(pictures[t + gap], pictures[t])
-                for host, slot, one, other in ((t, 2 * k, ahead, back), (t + gap, 2 * k + 1, back, ahead)):
-                    weight = forward_backward_weight(one, other, config.noise_px, config.relative)
+                found = both_ways(flow, pictures[t], pictures[t + gap], config)
+                for host, slot, (one, weight) in ((t, 2 * k, found[0]), (t + gap, 2 * k + 1, found[1])):
                     store.flow[host, slot], store.weight[host, slot] = encode_flow(one, weight)
 
     with ThreadPoolExecutor(workers()) as pool:
@@ -103,3 +106,34 @@ def compute_flows(
             if done % RELEASE_EVERY == 0:
                 arena.release()
     return store
+
+
+def flow_of(name: str, config: FlowConfig) -> Flow:
+    """The flow of a name, "dis" or "learned".
+
+    Raises:
+        ValueError: there is no such flow.
+    """
+    if name not in ("dis", "learned"):
+        raise ValueError(f"There is no flow '{name}'; choose dis or learned.")
+    return DisFlow(config.patch_stride) if name == "dis" else learned.load()
+
+
+Weighted = tuple[np.ndarray, np.ndarray]
+"""Flow [H, W, 2] in pixels and how much it counts [H, W], 0 to 1."""
+
+
+def both_ways(flow: Flow, one: np.ndarray, two: np.ndarray, config: FlowConfig) -> tuple[Weighted, Weighted]:
+    """Flow from the first picture to the second and back, each with its weight.
+
+    The weight is that of the forward-backward check; of a flow with expected error s also 1 / (1 + (s / error_px)^2).
+    """
+    if isinstance(flow, SureFlow):
+        (ahead, doubt), (back, other) = flow.with_error(one, two), flow.with_error(two, one)
+        belief = [1 / (1 + np.square(error / config.error_px)) for error in (doubt, other)]
+    else:
+        ahead, back = flow(one, two), flow(two, one)
+        belief = [1.0, 1.0]
+    pairs = ((ahead, back, belief[0]), (back, ahead, belief[1]))
+    ways = [(a, sure * forward_backward_weight(a, b, config.noise_px, config.relative)) for a, b, sure in pairs]
+    return ways[0], ways[1]

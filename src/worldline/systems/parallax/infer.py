@@ -13,13 +13,13 @@ from torch import Tensor
 
 from worldline.align.config import Priors
 from worldline.align.flow_adjust import FlowState, Matches
-from worldline.flow.dis import DisFlow, Flow
+from worldline.flow.dis import Flow
 from worldline.io.arena import Arena
 from worldline.scene import Progress, Scene4D, Video, no_progress
 from worldline.systems.parallax.assemble import Clock, assemble, to_world
 from worldline.systems.parallax.cameras import CameraConfig, Clip, solve_cameras
 from worldline.systems.parallax.dense import DenseConfig, DenseDepth, dense_depth
-from worldline.systems.parallax.flow import FlowConfig, compute_flows
+from worldline.systems.parallax.flow import FlowConfig, compute_flows, flow_of
 from worldline.systems.parallax.known import (
     Known,
     grid_prior,
@@ -91,7 +91,7 @@ def infer(
     frames = list(rgb)
     known = what_is_known(video, gray[0].shape, config.cameras.default_focal, prior, priors, arena)
     # 2. Dense flow at several gaps, both ways, and its matches on a grid.
-    method = flow or DisFlow(config.flow.patch_stride)
+    method = flow or flow_of("dis", config.flow)
     pairs = clock("flow", lambda: compute_flows(frames, method, config.flow, progress, arena))
     matches = take_matches(pairs, config.cameras.grid_points, arena, known.moving)
     # 3. Cameras: what can be known, focal length, several starts, bundle adjustment.
@@ -155,7 +155,9 @@ class ParallaxSystem:
 
     def reconstruct(self, video: Video, options: Options) -> Scene4D:
         """One scene for the whole video."""
-        return infer(video, self.config, priors=options.priors, cache=options.cache, progress=options.progress)
+        flow = flow_of(options.flow, self.config.flow)
+        known: dict[str, Any] = {"priors": options.priors, "cache": options.cache, "progress": options.progress}
+        return infer(video, self.config, flow=flow, **known)
 
 
 def load_parallax(loading: Loading) -> ParallaxSystem:
