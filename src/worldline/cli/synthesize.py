@@ -121,12 +121,15 @@ def check_file(path: Path, *, overwrite: bool) -> None:
 
 
 def _fill(args: Synthesize) -> Literal["model", "nearest"]:
-    """What fills holes; without any weights, the nearest pixel, and that is said."""
+    """What fills holes; where there is no model without asking anybody, the nearest pixel, and that is said."""
     from worldline.systems.registry import card
 
     if args.fill != "auto":
         return args.fill
-    if args.weights is not None or not card(args.system).weights.startswith("yours"):
+    if card(args.system).embedded or args.weights is not None or args.accept_license:
         return "model"
-    note(f"note: {args.system} has no embedded weights; holes are filled with the nearest pixel.")
+    note(
+        f"note: {args.system} has no embedded weights; holes are filled with the nearest pixel. "
+        "Give --weights, or --fill model to fetch them."
+    )
     return "nearest"

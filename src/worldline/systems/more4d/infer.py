@@ -282,10 +282,31 @@ def _in_windows(
     frames, coverage, first = seen.frames.clone(), seen.coverage.clone(), splatting.colors_of(source, 0)
     for part in windows(len(frames), model.config.frames):
         filled = inpaint(frames[part], coverage[part], first, model, prompt, config, progress=progress)
+        filled = _gaps_closed(frames[part], coverage[part], filled, model.config.size)
         known = coverage[part][..., None]
         frames[part] = filled if not config.keep_rendered else torch.where(known, frames[part], filled)
         coverage[part] = True
     return frames
+
+
+def _gaps_closed(
+    frames: Float[Tensor, "T H W 3"],
+    coverage: Bool[Tensor, "T H W"],
+    filled: Float[Tensor, "T H W 3"],
+    size: tuple[int, int],
+) -> Float[Tensor, "T H W 3"]:
+    """What was filled, but with the nearest pixel in gaps so narrow that a model of some size does not see them.
+
+    Between points of a stretched surface are holes of a pixel or two; a model of fewer pixels has known colours there
+    and answers with a blur of them.
+    """
+    _, known = shrunk(frames, coverage, size)
+    seen = functional.interpolate(known[:, None].float(), frames.shape[1:3], mode="nearest")[:, 0] > 0
+    narrow = ~coverage & seen
+    if not bool(narrow.any()):
+        return filled
+    close = nearest(splatting.Rendering(frames=frames, depth=coverage.float(), coverage=coverage))
+    return torch.where(narrow[..., None], close, filled)
 
 
 @torch.no_grad()
