@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from worldline.align.observation import Observation
-from worldline.align.window_depth import frame_depths, window_focal
+from worldline.align.window_depth import common_focal, frame_depths
 from worldline.geometry.camera import intrinsics_from_focal
 from worldline.geometry.pointmap import from_depth, to_world
 from worldline.geometry.pose import se3_exp, so3_exp
@@ -57,7 +57,7 @@ def test_noisy_windows_give_nearly_it_and_frames_without_a_word_are_unknown() ->
 
 
 def test_the_focal_length_is_that_of_the_points() -> None:
-    assert window_focal(next(windows())) == pytest.approx(FOCAL, rel=0.06)
+    assert common_focal(list(windows())) == pytest.approx(FOCAL, rel=0.06)
 
 
 def test_windows_are_asked_for_once_and_none_is_an_error() -> None:

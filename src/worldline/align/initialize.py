@@ -16,8 +16,8 @@ from worldline.align.synchronize import Pairs, find_pairs, masked_quantile, span
 from worldline.geometry.pose import Similarity, from_rt, interpolate
 
 _KEYFRAMES = 8
-_USUAL_FOCAL = 0.9  # of max(H, W): 58 degrees, where the points do not say
-_LEAST_CONTRAST = 0.05  # by how much extreme focals must fit worse than the best one
+USUAL_FOCAL = 0.9  # of max(H, W): 58 degrees, where the points do not say
+LEAST_CONTRAST = 0.05  # by how much extreme focals must fit worse than the best one
 _FEW = 8  # fewer usable samples than this do not make a camera
 
 
@@ -207,7 +207,7 @@ def _search_focal(
     bounds = (config.focal_range[0] * max(size), config.focal_range[1] * max(size))
     frames = torch.nonzero(enough).flatten()
     if len(frames) == 0:
-        guess = torch.full((len(xy),), _USUAL_FOCAL * max(size), dtype=torch.float64)
+        guess = torch.full((len(xy),), USUAL_FOCAL * max(size), dtype=torch.float64)
         return guess, {
             "focal_guessed": True,
             "undetermined": ["no frame has enough usable points: focal and cameras are guesses"],
@@ -216,15 +216,15 @@ def _search_focal(
     step = max(1, xy.shape[1] // 128)
     focal, contrast = sweep_focal(xy[keys, ::step], points[keys, ::step], weight[keys, ::step], start[keys], bounds)
     notes: dict[str, Any] = {"focal_contrast": round(contrast, 4)}
-    if contrast < _LEAST_CONTRAST or not 1.02 * bounds[0] < focal < 0.98 * bounds[1]:
+    if contrast < LEAST_CONTRAST or not 1.02 * bounds[0] < focal < 0.98 * bounds[1]:
         notes["focal_guessed"] = True
-        focal = _USUAL_FOCAL * max(size)
+        focal = USUAL_FOCAL * max(size)
     return torch.full((len(xy),), focal, dtype=torch.float64), notes
 
 
 def guess_focal(start: Start, size: tuple[int, int]) -> Start:
     """The start with a usual focal, for points that ask for an impossible one."""
-    usual = torch.full_like(start.rig.log_focal, _USUAL_FOCAL * max(size)).log()
+    usual = torch.full_like(start.rig.log_focal, USUAL_FOCAL * max(size)).log()
     return replace(start, rig=replace(start.rig, log_focal=usual), notes={**start.notes, "focal_guessed": True})
 
 

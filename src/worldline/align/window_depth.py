@@ -14,14 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from worldline.align.initialize import LEAST_CONTRAST, USUAL_FOCAL
 from worldline.align.observation import Observation
 from worldline.align.resection import solve_poses, sweep_focal
 from worldline.geometry.camera import pixel_grid
 from worldline.io.arena import Arena
 
 SAMPLES = 400  # pixels of a frame that its camera is found from
-SWEPT = 4  # frames of a window that its focal length is searched on
-FOCAL_WINDOWS = 4  # windows, the first ones, whose median focal length is taken for all
+SWEPT = 8  # frames that the focal length is searched on
+FOCAL_WINDOWS = 8  # windows, the first ones, that these frames are taken from
 FOCAL_RANGE = (0.35, 4.0)  # in units of the longer side
 LEAST = 16  # usable pixels without which a frame has no camera
 RATIOS = 2000  # pixels of a frame that two windows are compared on
@@ -42,7 +43,7 @@ def frame_depths(windows: Iterable[Observation], count: int, arena: Arena) -> Fl
     first = list(islice(stream, FOCAL_WINDOWS))
     if not first:
         raise ValueError("There are no windows to take depth from.")
-    focal = float(torch.tensor([window_focal(window) for window in first]).median())
+    focal = common_focal(first)
     maps = _Maps(count, first[0].size, arena)
     for window in chain(_emptied(first), stream):
         maps.add(window, camera_depth(window, focal))
@@ -55,14 +56,25 @@ def _emptied(windows: list[Observation]) -> Iterator[Observation]:
         yield windows.pop(0)
 
 
-def window_focal(window: Observation) -> float:
-    """The focal length in pixels under which a window's points fall on their pixels best."""
-    longer = max(window.size)
-    chosen = torch.linspace(0, len(window) - 1, min(SWEPT, len(window))).round().long().unique()
-    xy, points, weight = _samples(window, chosen)
-    start = torch.eye(3, dtype=torch.float64).expand(len(chosen), 3, 3)
-    bounds = (FOCAL_RANGE[0] * longer, FOCAL_RANGE[1] * longer)
-    return sweep_focal(xy, points, weight, start, bounds)[0]
+def common_focal(windows: list[Observation]) -> float:
+    """The focal length in pixels under which windows' points fall on their pixels best; a usual one where none does."""
+    longer = max(windows[0].size)
+    each = max(1, SWEPT // len(windows))
+    views = [_samples(window, _spread(len(window), each)) for window in windows]
+    xy, points, weight = (torch.cat(values) for values in zip(*views, strict=True))
+    enough = (weight > 0).sum(1) >= LEAST
+    if not bool(enough.any()):
+        return USUAL_FOCAL * longer
+    start = torch.eye(3, dtype=torch.float64).expand(int(enough.sum()), 3, 3)
+    low, high = FOCAL_RANGE[0] * longer, FOCAL_RANGE[1] * longer
+    focal, contrast = sweep_focal(xy[enough], points[enough], weight[enough], start, (low, high))
+    sure = contrast >= LEAST_CONTRAST and 1.02 * low < focal < 0.98 * high
+    return focal if sure else USUAL_FOCAL * longer
+
+
+def _spread(count: int, most: int) -> Tensor:
+    """At most `most` of the indices below `count`, evenly spread, the later end where only one is asked for."""
+    return (torch.linspace(0, count, most + 1)[1:] - 1).clamp_min(0).long().unique()
 
 
 def camera_depth(window: Observation, focal_px: float) -> Float[Tensor, "t H W"]:
