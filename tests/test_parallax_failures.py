@@ -1,12 +1,13 @@
 """What the method cannot see, and that it says so: the failures of its specification (section 4), one by one.
 
-Where not said otherwise the test is in this file; the others are in test_parallax_{cameras,depth,infer,prior}.py.
+Where not said otherwise the test is in this file; the others are in test_parallax_{cameras,depth,infer,prior,zoom}.py.
 
 | failure | tests |
 |---|---|
 | static camera | cameras: test_a_static_camera_is_static, test_sensor_noise_on_a_static_camera_is_not_parallax |
 |               | infer: test_a_static_camera_with_a_prior_has_the_priors_depth |
 | pure rotation | cameras: test_pure_rotation_gives_rotations_focal_and_no_invented_translation |
+| pan and zoom  | zoom: test_a_camera_that_pans_and_zooms_stands, test_a_camera_that_travels_is_not_said_to_zoom |
 | no texture    | infer: test_no_texture_is_no_crash_and_no_confidence, test_independent_noise_is_no_camera_motion |
 | white walls   | depth: test_failing_flow_on_a_white_wall_does_not_move |
 |               | depth: test_dense_depth_of_a_clip_with_a_blind_patch |

@@ -22,7 +22,16 @@ from worldline.systems.parallax.observability import (
     plausible_focal,
     unexplained,
 )
-from worldline.systems.parallax.statistic import CameraKind, Parallax, classify, measure, rotation_focal, still
+from worldline.systems.parallax.statistic import (
+    CameraKind,
+    Parallax,
+    classify,
+    measure,
+    rotation_focal,
+    still,
+    zoom_curve,
+    zooms,
+)
 
 FOCAL_STEP = 0.1  # change of log focal length that bundle adjustment follows from where it is
 
@@ -39,6 +48,8 @@ class CameraConfig:
         floor_px: parallax below this at every gap means there is no translation to see (flow noise is about 0.07).
         low_px: parallax below this at every gap is reported as weak.
         noise_share: above this share of the rotations' residual left by the full solution, it explained noise.
+        longest_focal: of a camera that stands and zooms, in units of the longer side.
+        least_zoom: change of log focal length over the clip from which a standing camera is said to zoom.
         focal_range: smallest and largest focal length searched, in units of the longer side.
         focal_steps: of that search.
         default_focal: usual focal length, in units of the longer side.
@@ -54,7 +65,9 @@ class CameraConfig:
     iterations: int = 12
     floor_px: float = 0.25
     low_px: float = 1.0
-    noise_share: float = 0.45
+    noise_share: float = 0.4
+    least_zoom: float = 0.04
+    longest_focal: float = 6.0
     focal_range: tuple[float, float] = (0.45, 2.2)
     focal_steps: int = 15
     default_focal: float = 0.9
@@ -108,6 +121,9 @@ def solve_cameras(
     rotating = usual * np.array([factor, factor, 1, 1])
     parallax = measure(clip.matches, rotating)
     kind: CameraKind = "static" if clip.static else classify(parallax, clip.offsets, config.floor_px)
+    standing = parallax if clip.known_focal or kind != "full" else _zooming(clip, usual, config)[1]
+    if kind == "full" and classify(standing, clip.offsets, config.floor_px) != "full":
+        kind = "rotation_only"
     # 2. Known poses, or no translation: nothing to grow.
     if clip.poses is not None:
         return _with_poses(clip, clip.poses, parallax, config)
@@ -125,7 +141,7 @@ def solve_cameras(
         return _without_translation(clip, rotating, "rotation_only", parallax, config)
     # 5. Bundle adjustment over everything; was it parallax that it explained?
     state, cost = refine(clip, grown, config, config.iterations, with_prior=_weak(clip, parallax, config))
-    share = unexplained(clip.matches, state, clip.offsets)
+    share = unexplained(clip.matches, state, clip.offsets, standing)
     if share > config.noise_share:
         return _without_translation(clip, rotating, "rotation_only", parallax, config)
     # 6. A focal length that the motion does not show is a usual one.
@@ -137,7 +153,7 @@ def solve_cameras(
             grown = _best_start(clip, parallax, [clip.intrinsics], config, progress) or grown
         grown = Grown(state=replace(grown.state, intrinsics=clip.intrinsics), registered=grown.registered)
         state, cost = refine(clip, grown, config, config.iterations, with_prior=_weak(clip, parallax, config))
-        share = unexplained(clip.matches, state, clip.offsets)
+        share = unexplained(clip.matches, state, clip.offsets, standing)
     solution = CameraSolution(state=state, kind="full", focal=focal, registered=grown.registered)
     numbers = {"cost": cost, "unexplained": share, "focal_deviation": deviation}
     return describe(solution, parallax, clip.offsets, config.low_px, numbers)
@@ -146,6 +162,33 @@ def solve_cameras(
 def _weak(clip: Clip, parallax: Parallax, config: CameraConfig) -> bool:
     """Whether there is so little parallax that a depth prior helps the cameras."""
     return max(parallax.by_gap(clip.offsets).values()) < config.prior_below_px
+
+
+def _zooming(clip: Clip, intrinsics: np.ndarray, config: CameraConfig) -> tuple[np.ndarray, Parallax]:
+    """Intrinsics [T, 4] and parallax of a standing camera that turns and zooms, as the flow likes them best."""
+    low, high = config.focal_range[0], config.longest_focal
+    factors = np.geomspace(low, high, config.focal_steps) / config.default_focal
+    for tried in (factors, np.exp(np.linspace(-0.3, 0.3, 5))):  # again, now that the focal length changes
+        intrinsics = _scaled(intrinsics, rotation_focal(clip.matches, intrinsics, tried, zoom=True))
+        curve = zoom_curve(measure(clip.matches, intrinsics, zoom=True), clip.offsets)
+        intrinsics = _scaled(intrinsics, np.exp(curve))
+    return intrinsics, measure(clip.matches, intrinsics, zoom=True)
+
+
+def _with_zoom(
+    clip: Clip, intrinsics: np.ndarray, parallax: Parallax, config: CameraConfig
+) -> tuple[Clip, np.ndarray, Parallax]:
+    """The clip, its intrinsics and parallax with a focal length that changes, if a standing camera's does."""
+    free, standing = _zooming(clip, clip.intrinsics, config)
+    curve = np.log(free[:, 0] / clip.intrinsics[:, 0])
+    if np.ptp(curve) < config.least_zoom or not zooms(standing, parallax, clip.offsets):
+        return clip, intrinsics, parallax
+    return replace(clip, intrinsics=_scaled(clip.intrinsics, np.exp(curve - curve.mean()))), free, standing
+
+
+def _scaled(intrinsics: np.ndarray, factor: float | np.ndarray) -> np.ndarray:
+    """Intrinsics [T, 4] with other focal lengths."""
+    return np.concatenate([intrinsics[:, :2] * np.reshape(factor, (-1, 1)), intrinsics[:, 2:]], -1)
 
 
 def _with_usual_focal(clip: Clip, state: FlowState, deviation: float, config: CameraConfig) -> Clip:
@@ -253,6 +296,8 @@ def _without_translation(
     frames = len(clip)
     w2c = np.tile(np.eye(4), (frames, 1, 1))
     r = np.full(clip.matches.pixels.shape[:2], R_MIN)
+    if kind == "rotation_only" and not clip.known_focal:
+        clip, intrinsics, parallax = _with_zoom(clip, intrinsics, parallax, config)
     state = FlowState(w2c=w2c, intrinsics=intrinsics, r=r, log_scale=np.zeros(frames))
     deviation = float("inf")
     if kind == "rotation_only" and still(parallax, clip.offsets, config.floor_px):

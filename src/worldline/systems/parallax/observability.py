@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from worldline.align.flow_adjust import FlowProblem, FlowState, Matches, blocks, focal_variance, reprojection_errors
-from worldline.systems.parallax.statistic import CameraKind, Parallax, measure
+from worldline.systems.parallax.statistic import CameraKind, Parallax
 
 MOST_HOSTS = 256
 """Frames of a long clip, evenly spread, whose residuals are compared."""
@@ -41,8 +41,10 @@ class CameraSolution:
     warnings: tuple[str, ...] = ()
 
 
-def unexplained(matches: Matches, state: FlowState, offsets: tuple[int, ...]) -> float:
-    """Median flow residual of the reconstruction over that of pure rotations, at the gap where it is least.
+def unexplained(matches: Matches, state: FlowState, offsets: tuple[int, ...], standing: Parallax) -> float:
+    """Median flow residual of the reconstruction over what a standing camera leaves, at the gap where it is least.
+
+    `standing` are the rotations, with zoom unless the focal length is known, that explain the flow best.
 
     Parallax is explained by translation and depth (about 0.1); what is noise remains (above 0.5) although every point
     has a depth to fit it with. 1 when there is nothing to compare.
@@ -50,7 +52,7 @@ def unexplained(matches: Matches, state: FlowState, offsets: tuple[int, ...]) ->
     hosts = np.unique(np.linspace(0, len(matches) - 1, MOST_HOSTS).astype(int))
     errors = reprojection_errors(matches, state, hosts)
     errors[matches.weight[hosts] < 0.2] = np.nan
-    rotating = measure(matches, state.intrinsics).parallax_px
+    rotating = standing.parallax_px
     shares = [1.0]
     for gap in {abs(offset) for offset in offsets}:
         slots = [k for k, offset in enumerate(offsets) if abs(offset) == gap]
@@ -115,13 +117,17 @@ def describe(
         "focal_px": None if solution.focal == "not_observable" else round(float(np.sqrt(fx * fy)), 3),
         "registered": int(solution.registered.sum()),
     }
+    zoom = float(np.ptp(np.log(solution.state.intrinsics[:, 0])))
+    if solution.focal != "given" and zoom > 1e-6:
+        report["zoom"] = round(float(np.exp(zoom)), 3)
     for name, value in numbers.items():
         report[name] = round(value, 4) if value is not None and np.isfinite(value) else None
     warnings = list(solution.warnings)
     if len(solution.registered) == 1:
         warnings.append("There is only one frame: motion and parallax cannot be known; depth is the prior's, if any.")
     elif solution.kind != "full":
-        what = "does not move" if solution.kind == "static" else "only rotates, as far as the image motion shows"
+        turns = "only rotates and zooms" if "zoom" in report else "only rotates"
+        what = "does not move" if solution.kind == "static" else f"{turns}, as far as the image motion shows"
         warnings.append(
             f"The camera {what}: depth cannot be seen from parallax and is unknown unless a prior gives it."
         )
