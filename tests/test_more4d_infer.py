@@ -15,7 +15,14 @@ from worldline.geometry.pointmap import from_depth
 from worldline.render.paths import camera_path
 from worldline.scene import Cameras, Provenance, Scene4D, Tracks4D, Video
 from worldline.systems.more4d import flow, infer, splatting
-from worldline.systems.more4d.depth import BEYOND, DepthGuess, GivenDepth, SystemDepth, TransformersDepth
+from worldline.systems.more4d.depth import (
+    BEYOND,
+    DepthGuess,
+    GivenDepth,
+    SystemDepth,
+    TransformersDepth,
+    without_blocks,
+)
 from worldline.systems.more4d.infer import SamplingConfig, generate, synthesize
 from worldline.systems.more4d.networks import MoRe4D, build
 from worldline.systems.more4d.representation import Fitted, depth_picture, masked_in_file, to_channels, to_maps
@@ -238,6 +245,19 @@ def test_depth_priors() -> None:
     found = SystemDepth(system=Known(), frames=2)(picture())
     assert torch.allclose(found.depth, plane(), atol=1e-5) and torch.equal(found.intrinsics, K)
     assert found.scale == "metric"
+
+
+def test_stairs_of_a_coarse_depth_become_slopes_and_edges_stay() -> None:
+    coarse = 2 + torch.linspace(0, 1, 8)[:, None] + torch.linspace(0, 2, 12)[None] ** 2
+    stairs = coarse.repeat_interleave(6, 0).repeat_interleave(6, 1)
+    slopes = without_blocks(stairs)
+    steepest = [float(depth.log().diff(dim=1).abs().max()) for depth in (stairs, slopes)]
+    assert steepest[1] < 0.4 * steepest[0] and float((slopes / stairs).log().abs().max()) < 0.2
+    edge = torch.full((48, 72), 4.0)
+    edge[10:30, 20:50] = 2.0
+    fine = coarse.repeat_interleave(6, 0).repeat_interleave(6, 1) + torch.rand(48, 72)
+    for depth in (edge, fine, torch.zeros(48, 72)):
+        assert torch.equal(without_blocks(depth), depth)
 
 
 def test_a_transformers_depth_model_is_shown_the_picture_in_8_bits() -> None:
