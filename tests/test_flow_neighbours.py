@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from worldline.align.optical_flow import learned_flow
 from worldline.flow.dis import DisFlow, SureFlow, sized
 from worldline.flow.learned import LearnedFlow
 from worldline.flow.neighbours import UNSEEN_ERROR, flow_between, not_returning
 from worldline.flow.network import FlowNetwork, NetworkConfig
+from worldline.scene import Video
 
 TINY = NetworkConfig(widths=(8, 12, 16), features=16, hidden=16, context=8, levels=2, radius=2, iterations=2, refine=8)
 
@@ -58,3 +60,24 @@ def test_one_frame_has_no_neighbour_and_tiny_frames_are_refused() -> None:
     assert alone.forward.shape == (1, 48, 64, 2) and not alone.has_forward.any() and not alone.has_backward.any()
     with pytest.raises(ValueError, match="16 x 16"):
         flow_between(np.zeros((2, 8, 64, 3), np.uint8))
+
+
+class _Shift:
+    """Everything moves left by two pixels a frame; the lower half is said to be off by three."""
+
+    def __call__(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        return self.with_error(source, target)[0]
+
+    def with_error(self, source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        flow, error = np.zeros((48, 64, 2), np.float32), np.zeros((48, 64), np.float32)
+        flow[..., 0] = -2 if source.mean() < target.mean() else 2  # frames grow brighter
+        error[24:] = 3
+        return flow, error
+
+
+def test_alignment_leaves_out_what_the_flow_doubts_or_loses() -> None:
+    frames = torch.stack([torch.full((48, 64, 3), 0.2 + 0.1 * t) for t in range(3)])
+    flow = learned_flow(Video(frames=frames, timestamps=torch.arange(3).double()), _Shift())
+    assert flow.shape == (2, 48, 64, 2)
+    assert (flow[:, :24, 2:] == torch.tensor([-2.0, 0.0])).all()
+    assert flow[:, 24:].isnan().all() and flow[:, :, :2].isnan().all()  # in doubt; out of the picture
