@@ -1,15 +1,16 @@
 """What the embedded MotionCrafter is worth: 64 held-out synthetic clips, beside predictors that do not look.
 
-python benchmarks/motioncrafter_mini.py [--weights mini.safetensors] [--json] [--write]
+python benchmarks/motioncrafter_mini.py [--weights mini.safetensors] [--clips 64] [--picture FILE] [--json] [--write]
 
 --write puts the numbers into the JSON beside the weights, and what does not beat its trivial predictor by two standard
 errors under "unreliable", which inference hands on to viewers.
 
-Clips: windows of the length and size the model was trained on, scene seeds from VALIDATION_START (training stays below
-1,000,000,000). Every prediction gets one scale and one 3-vector shift per clip (specs/motioncrafter.md 5.2: least
-squares over all valid pixels, no rotation) before it is compared in the world of the clip's first camera. Scene flow is
-scaled with the points; its error is in percent of the clip's mean distance. The mean point map is the average
-normalised point map of 256 training clips: what one can know without looking.
+Clips: windows of the length the model was trained on, at twice its size so that flow can be estimated as in real use
+(the networks see 48x64), scene seeds from VALIDATION_START (training stays below 1,000,000,000). Every prediction gets
+one scale and one 3-vector shift per clip (specs/motioncrafter.md 5.2: least squares over all valid pixels, no rotation)
+before it is compared in the world of the clip's first camera. Scene flow is scaled with the points; its error is in
+percent of the clip's mean distance. The mean point map is the average normalised point map of 256 training clips: what
+one can know without looking.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,13 +29,13 @@ from worldline.evaluation.baselines import mean_map, plane, ramp
 from worldline.evaluation.points import depth_of_points_errors, point_errors
 from worldline.geometry import camera, fit, pointmap
 from worldline.systems.motioncrafter import pretrained
-from worldline.systems.motioncrafter.infer import InferConfig, observe
+from worldline.systems.motioncrafter.infer import observe
 from worldline.systems.motioncrafter.representation import to_channels, to_maps
-from worldline.systems.motioncrafter.system import MINI_CHECKPOINT
+from worldline.systems.motioncrafter.system import MINI_CHECKPOINT, MINI_INFERENCE
 
 VALIDATION_START, CLIPS = 1_000_500_000, 64
 MEAN_CLIPS = 256
-SIZE, FRAMES = (48, 64), 4
+SIZE, FRAMES = (96, 128), 4
 LEAST_VALID = 0.02
 METRICS = ("relp", "inlier_0.25", "abs_rel", "epe_all", "epe_moving")
 
@@ -85,7 +87,7 @@ def score(points: Tensor, flow: Tensor, batch) -> dict[str, float]:
     }
 
 
-def evaluate(weights: Path) -> dict[str, dict[str, Tensor]]:
+def evaluate(weights: Path, count: int) -> dict[str, dict[str, Tensor]]:
     """Scores [clips] by predictor and metric."""
     model = pretrained.load_file(weights).model
     mean = mean_point_map()
@@ -98,12 +100,16 @@ def evaluate(weights: Path) -> dict[str, dict[str, Tensor]]:
     }
     scores: dict[str, list[dict[str, float]]] = {}
     previous = None
-    for batch in clips(VALIDATION_START, CLIPS):
+    for batch in clips(VALIDATION_START, count):
         for name, points in trivial.items():
             scores.setdefault(name, []).append(score(points, still, batch))
-        seen = observe(model, batch.rgb[0], InferConfig())
+        seen = observe(model, batch.rgb[0], MINI_INFERENCE)
         assert seen.scene_flow is not None
         scores.setdefault("motioncrafter-mini", []).append(score(seen.points, seen.scene_flow, batch))
+        if model.config.optical_flow:
+            told = observe(model, batch.rgb[0], replace(MINI_INFERENCE, optical_flow=True))
+            assert told.scene_flow is not None
+            scores.setdefault("mini, with optical flow", []).append(score(told.points, told.scene_flow, batch))
         if previous is not None:  # the right answer to another video: what only the layout prior gives
             scores.setdefault("mini, wrong video", []).append(score(previous, still, batch))
         previous = seen.points
@@ -147,21 +153,51 @@ def write(weights: Path, answer: dict) -> None:
     path.write_text(json.dumps(card, indent=1) + "\n")
 
 
+def picture(weights: Path, path: Path, rows: int = 6) -> None:
+    """First and last frame of some clips, predicted depth of both after alignment, true depth of both (sky black)."""
+    import cv2
+    import numpy as np
+
+    def coloured(depth: Tensor, shown: Tensor, ends: tuple[float, float]) -> np.ndarray:
+        near, far = (1 / value for value in ends)
+        grey = ((1 / depth.clamp(min=1e-3) - far) / (near - far)).clamp(0, 1)
+        return cv2.applyColorMap((255 * grey).byte().numpy(), cv2.COLORMAP_TURBO) * shown[..., None].numpy()
+
+    model, lines = pretrained.load_file(weights).model, []
+    for batch in clips(VALIDATION_START, rows):
+        seen, valid = observe(model, batch.rgb[0], MINI_INFERENCE), batch.valid[0]
+        scale, shift = fit.scale_shift3_l2(seen.points[valid], batch.points[0][valid])
+        depth = pointmap.depth_of(scale * seen.points + shift, batch.cam2world[0])
+        near, far = (float(batch.depth[0][valid].quantile(q)) for q in (0.02, 0.98))
+        ends = (0, FRAMES - 1)
+        panels = [(255 * batch.rgb[0, t].flip(-1)).byte().numpy() for t in ends]
+        panels += [coloured(depth[t], torch.ones_like(valid[t]), (near, far)) for t in ends]
+        panels += [coloured(batch.depth[0, t], valid[t], (near, far)) for t in ends]
+        lines.append(np.concatenate(panels, axis=1))
+    cv2.imwrite(str(path), np.concatenate(lines))
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=MINI_CHECKPOINT)
+    parser.add_argument("--clips", type=int, default=CLIPS)
+    parser.add_argument("--picture", type=Path, help="draw six clips into this file, measure nothing")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    table = summary(evaluate(options.weights))
-    answer = {"clips": CLIPS, "seeds_from": VALIDATION_START, "size": SIZE, "frames": FRAMES, "metrics": table}
+    if options.picture is not None:
+        picture(options.weights, options.picture)
+        return 0
+    table = summary(evaluate(options.weights, options.clips))
+    answer = {"clips": options.clips, "seeds_from": VALIDATION_START, "size": SIZE, "frames": FRAMES, "metrics": table}
     if options.write:
         write(options.weights, answer)
     if options.json:
         print(json.dumps(answer | {"unreliable": unreliable(table)}, indent=1))
         return 0
-    print(f"| {CLIPS} clips, {FRAMES} x {SIZE[0]}x{SIZE[1]} | Relp % | inliers % | AbsRel % | EPE all % | moving % |")
+    what = f"{options.clips} clips, {FRAMES} x {SIZE[0]}x{SIZE[1]}"
+    print(f"| {what} | Relp % | inliers % | AbsRel % | EPE all % | moving % |")
     print("|---|---|---|---|---|---|")
     for name, row in table.items():
         cells = " | ".join(f"{row[m]['mean']:.2f} ± {row[m]['mean_se']:.2f}" for m in METRICS)

@@ -158,7 +158,7 @@ def flow_stage(common: Mapping[str, Any]) -> Stage:
     """The networks see optical flow; decoders are trained with the U-Net, without latent terms."""
     train = TrainConfig(
         name="video",
-        steps=3000,
+        steps=2000,
         batch_size=8,
         learning_rate=1.5e-3,
         warmup_steps=100,

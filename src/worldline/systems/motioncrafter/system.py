@@ -23,6 +23,9 @@ MINI_CHECKPOINT = Path(__file__).parent / "weights" / "mini.safetensors"
 MINI_MAX_PIXELS = 48 * 64
 """Larger frames are shrunk to this for the small networks, which have only seen small pictures."""
 
+MINI_INFERENCE = InferConfig(max_pixels=MINI_MAX_PIXELS, optical_flow=False)
+"""Optical flow costs more than the networks and changes nothing yet (model card), so it is not estimated."""
+
 OFFLOAD_BELOW_BYTES = 12 * 1024**3
 """With less free GPU memory than this, networks visit the GPU one at a time."""
 
@@ -94,7 +97,7 @@ def load_mini(loading: Loading) -> MotionCrafterSystem:
     return MotionCrafterSystem(
         name="motioncrafter-mini",
         model=loaded.model.to(loading.device),
-        config=InferConfig(max_pixels=MINI_MAX_PIXELS),
+        config=MINI_INFERENCE,
         weights_sha256=loaded.sha256,
         unreliable=tuple(loaded.card.get("unreliable", ())),
     )
