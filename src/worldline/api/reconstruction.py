@@ -48,9 +48,8 @@ def reconstruct(
 
     Args:
         video: path of a video, picture or folder of pictures, or frames in memory.
-        system: a name from `systems()`; "auto" is the parallax system with a network's depth as its prior: that of the
-            published network on a CUDA GPU whose weights are here and whose licence is accepted, else the embedded
-            one's. The scene's report says under "auto" which, and why.
+        system: a name from `systems()`; "auto" is the parallax system with the depth of the network that
+            `choice.choose` takes as its prior; the scene's report says under "auto" which, and why.
         frames: which frames, a slice or "start:stop:step".
         size: (H, W) to work at; default near what the system is made for, same aspect ratio, never enlarged.
         window, overlap: frames per window and frames that windows share; default the system's own.
@@ -80,20 +79,15 @@ def reconstruct(
     given, flow = _flow_of(priors, entry)
     known = _with_focal(_read(given, clip, source, frames), focal_px, source, clip.size)
     chosen: dict[str, Any] = {"window": window, "overlap": overlap, "seed": seed}
-    chosen_system = {"system": system, "network": prior.name, "refine": refine, "weights": weights}
-    settings = settings_of(video, clip, **chosen_system, frames=str(frames), focal_px=focal_px, **chosen)
-    settings |= {"priors": repr(priors)} if isinstance(priors, PriorFiles) else {}
+    said = {"system": system, "network": prior.name, "refine": refine, "weights": weights, **_files(priors)}
+    settings = settings_of(video, clip, **said, frames=str(frames), focal_px=focal_px, **chosen)
     # 3. The scene, and how it was made.
     cache = None if resume_beside is None else PartialRun(Path(resume_beside), settings)
     options = Options(priors=known, flow=flow, cache=cache, progress=progress, **chosen)
-    if refined:
-        larger = prior.area > clip.size[0] * clip.size[1]
-        seen = clip_of(video, frames, working_size(source, prior)) if larger else None
-        scene = prior_and_parallax(clip, loading, options, prior, seen)
-    else:
-        scene = _video_system(entry, loading).reconstruct(clip, options)
-    if system == AUTO:
-        scene = _said(scene, chosen_network)
+    seen = _larger(video, frames, source, clip.size, prior) if refined else None
+    made = prior_and_parallax if refined else _alone
+    scene = made(clip, loading, options, prior, seen)
+    scene = _said(scene, chosen_network) if system == AUTO else scene
     return replace(scene, provenance=provenance_of(scene, settings, started))
 
 
@@ -104,6 +98,13 @@ def _flow_of(
     if entry.name != PARALLAX or not isinstance(priors, PriorFiles) or priors.flow == "none":
         return priors, "dis"
     return replace(priors, flow="none"), priors.flow
+
+
+def _larger(
+    video: str | Path | Video, frames: slice | str | None, source: tuple[int, int], size: tuple[int, int], prior: Card
+) -> Video | None:
+    """The frames at the size a network was made for, where that is larger than the size worked at."""
+    return clip_of(video, frames, working_size(source, prior)) if prior.area > size[0] * size[1] else None
 
 
 def _read(
@@ -138,6 +139,16 @@ def _said(scene: Scene4D, found: Choice) -> Scene4D:
     """The scene with the choice of "auto" in its report."""
     report = {**scene.provenance.report, "auto": {"network": found.system, "reason": found.reason}}
     return replace(scene, provenance=replace(scene.provenance, report=report))
+
+
+def _files(priors: Priors | PriorFiles | None) -> dict[str, Any]:
+    """What the settings say about files of priors."""
+    return {"priors": repr(priors)} if isinstance(priors, PriorFiles) else {}
+
+
+def _alone(clip: Video, loading: Loading, options: Options, entry: Card, seen: Video | None) -> Scene4D:
+    """The scene of a system by itself, which sees `clip`."""
+    return _video_system(entry, loading).reconstruct(clip, options)
 
 
 def _video_system(entry: Card, loading: Loading) -> VideoSystem:
