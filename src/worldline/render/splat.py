@@ -51,6 +51,7 @@ def splat(
     radius_px: int = 1,
     near: float = 1e-6,
     backend: Backend = "auto",
+    push: float = PUSH_PER_PX2,
 ) -> Splat:
     """Render world points as the camera sees them.
 
@@ -63,6 +64,8 @@ def splat(
         radius_px: radius of the disc of each point; 0 is one pixel, 1 is 3x3.
         near: points at this depth or nearer are left out.
         backend: "numba" (CPU), "torch" (any device), or "auto".
+        push: how far discs are pushed back, as a fraction of the depth per squared pixel from their centre; surfaces
+            whose depth changes by less than it from pixel to pixel come back unchanged at the view they came from.
 
     Raises:
         ValueError: the numbers of points and colours differ, or the radius is negative.
@@ -72,7 +75,7 @@ def splat(
     if radius_px < 0:
         raise ValueError(f"radius_px must not be negative, got {radius_px}.")
     x, y, z, chosen = _pixels(points, cam2world, intrinsics, size, radius_px, near)
-    offsets, factors = _footprint(radius_px)
+    offsets, factors = _footprint(radius_px, push)
     if backend == "auto":
         backend = "numba" if points.device.type == "cpu" else "torch"
     winner = (_nearest_numba if backend == "numba" else _nearest_torch)(x, y, z, offsets, factors, size)
@@ -98,13 +101,13 @@ def _pixels(
     return pixel[:, 0], pixel[:, 1], cam[chosen, 2].float(), chosen
 
 
-def _footprint(radius_px: int) -> tuple[Tensor, Tensor]:
+def _footprint(radius_px: int, push: float) -> tuple[Tensor, Tensor]:
     """Offsets [K, 2] (dx, dy) of a disc and the factors [K] on the depth there."""
     axis = torch.arange(-radius_px, radius_px + 1)
     offsets = torch.cartesian_prod(axis, axis)
     squared = (offsets**2).sum(-1)
     kept = squared <= (radius_px + 0.5) ** 2
-    return offsets[kept], 1 + PUSH_PER_PX2 * squared[kept].float()
+    return offsets[kept], 1 + push * squared[kept].float()
 
 
 def _nearest_numba(x: Tensor, y: Tensor, z: Tensor, offsets: Tensor, factors: Tensor, size: tuple[int, int]) -> Tensor:

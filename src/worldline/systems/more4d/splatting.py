@@ -22,6 +22,9 @@ from worldline.scene import Progress, Scene4D, Tracks4D, no_progress
 EDGE = 0.2
 """Pixels next to a depth step of more than this fraction are flying pixels and are left out."""
 
+STEEP = 0.06
+"""Slopes up to this fraction of the depth per pixel come back unchanged at the input view; guessed depth is steep."""
+
 BEHIND = 0.02
 """A point this fraction behind what the camera sees there still counts as seen."""
 
@@ -128,7 +131,8 @@ def render(
     for done, (pose, time) in enumerate(zip(path, times, strict=True)):
         shown = solid(source, time, edge)
         points, colors = points_at(source, time)[shown].float(), colors_of(source, time)[shown]
-        parts.append(splat(points, colors, pose.to(points), camera.to(points), size or size_of(source), radius_px))
+        where = pose.to(points), camera.to(points), size or size_of(source)
+        parts.append(splat(points, colors, *where, radius_px, push=STEEP))
         progress("render", done + 1, len(path))
     return Rendering(
         frames=torch.stack([part.image for part in parts]),
