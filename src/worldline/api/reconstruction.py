@@ -53,8 +53,7 @@ def reconstruct(
         frames: which frames, a slice or "start:stop:step".
         size: (H, W) to work at; default near what the system is made for, same aspect ratio, never enlarged.
         window, overlap: frames per window and frames that windows share; default the system's own.
-        device: "auto" (CUDA, else MPS, else CPU) or a torch device.
-        seed: for systems that draw random numbers.
+        device, seed: "auto" (CUDA, else MPS, else CPU) or a torch device; for systems that draw random numbers.
         weights, accept_license: folder or hub repository of other weights, and whether their licence is accepted.
         refine: "parallax" takes the depth of any system as the prior of the parallax system; "none" leaves a system's
             scene as it is, for system "auto" that of its network; "auto": parallax for system "auto", none for others.
@@ -85,8 +84,7 @@ def reconstruct(
     cache = None if resume_beside is None else PartialRun(Path(resume_beside), settings)
     options = Options(priors=known, flow=flow, cache=cache, progress=progress, **chosen)
     seen = _larger(video, frames, source, clip.size, prior) if refined else None
-    made = prior_and_parallax if refined else _alone
-    scene = made(clip, loading, options, prior, seen)
+    scene = (prior_and_parallax if refined else _alone)(clip, loading, options, prior, seen)
     scene = _said(scene, chosen_network) if system == AUTO else scene
     return replace(scene, provenance=provenance_of(scene, settings, started))
 
