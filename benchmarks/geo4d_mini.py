@@ -1,12 +1,15 @@
 """What a small Geo4D checkpoint is worth on held-out synthetic clips: the numbers of its model card.
 
-python benchmarks/geo4d_mini.py --weights mini.safetensors [--clips 64] [--json] [--write]
+python benchmarks/geo4d_mini.py --weights mini.safetensors [--clips 64] [--average CHECKPOINT] [--json] [--write]
 
 Clips: one window of frames at the size the model was trained on, scene seeds that training never draws. Scores and
 alignment are those of `evaluation.ablation`: depth after one scale and shift per clip in disparity, cameras after a
 similarity. The last row shows the model another video, which tells what it sees from what it expects of any scene.
 --write puts the numbers into the JSON beside the weights, and under "unreliable" what does not beat its trivial
-predictor by two standard errors, clip by clip. What stride, steps and decoder add: `worldline bench geo4d-ablation`.
+predictor by two standard errors, clip by clip. --average puts the averaged weights of a checkpoint in place of those
+of the file: what the training was worth at that step.
+
+What stride, steps and decoder add: `worldline bench geo4d-ablation`.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from worldline.evaluation import ablation_tables as tables
 from worldline.systems.geo4d import ablation
 from worldline.systems.geo4d.system import Geo4DSystem, load_mini
 from worldline.systems.system import Loading
+from worldline.training import checkpoint
+from worldline.training.stages import load_weights
 
 SIZE = (48, 64)
 TABLE, WRONG = ablation.MODALITY_TABLE, "shown another video"
@@ -60,16 +65,30 @@ def trivial_minus(scores: Sequence[judging.Score]) -> dict[str, dict[str, object
     return found
 
 
+def with_average(system: Geo4DSystem, folder: Path) -> Geo4DSystem:
+    """The system with the averaged weights of a checkpoint `STAGE-checkpoint/step-N` in place of its own."""
+    tensors, _ = checkpoint.load(folder)
+    known = set(system.model.state_dict())
+    found = {name.removeprefix("average/"): value for name, value in tensors.items() if name.startswith("average/")}
+    load_weights(system.model, {name: value for name, value in found.items() if name in known})
+    return system
+
+
 def main(argv: list[str] | None = None) -> int:
     """Score, show, and write into the card if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--average", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args(argv)
+    if options.write and options.average:
+        parser.error("--write describes the weights of the file; leave --average out.")
     torch.set_num_threads(1)
     system = load_mini(Loading(device=torch.device("cpu"), weights=str(options.weights)))
+    if options.average:
+        system = with_average(system, options.average)
     scores = [score for clip in scores_of(system, options.clips) for score in clip]
     lines = tables.lines(scores, lambda table: ablation.ALL)
     gains = trivial_minus(scores)

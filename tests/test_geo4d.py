@@ -152,9 +152,26 @@ def test_padding_is_undone_exactly(height, width, multiple):
 
 def test_large_frames_are_shrunk_without_stretching():
     fitted = Fit.of((480, 854), 16, max_pixels=96 * 160)
-    assert fitted.inner[0] * fitted.inner[1] <= 1.02 * 96 * 160
+    assert fitted.outer[0] * fitted.outer[1] <= 96 * 160
     assert fitted.inner[1] / fitted.inner[0] == pytest.approx(854 / 480, rel=0.01)
     assert fitted.smooth(torch.rand(1, 3, *fitted.inner)).shape[-2:] == (480, 854)
+
+
+@pytest.mark.parametrize(
+    "size, inner, outer",
+    [
+        ((96, 144), (48, 72), (48, 80)),
+        ((480, 640), (48, 64), (48, 64)),
+        ((1080, 1920), (45, 80), (48, 80)),
+        ((640, 480), (64, 48), (64, 48)),
+        ((300, 300), (64, 64), (64, 64)),
+        ((20, 30), (20, 30), (32, 32)),
+        ((9, 3000), (1, 256), (16, 256)),
+    ],
+)
+def test_frames_are_shown_as_large_as_their_padding_allows(size, inner, outer):
+    fitted = Fit.of(size, 16, max_pixels=64 * 64)
+    assert (fitted.inner, fitted.outer) == (inner, outer)
 
 
 def test_maps_decoded_small_come_back_in_place():

@@ -111,13 +111,14 @@ def test_point_terms_judge_only_what_is_there():
 
 def tiny(steps: int) -> recipes.Recipe:
     """The mini recipe with the smallest networks, sizes and steps."""
-    mini = recipes.mini()
+    mini = recipes.mini(direct=True)
 
     def smaller(stage: recipes.Stage) -> recipes.Stage:
         train = replace(
             stage.train, steps=steps, warmup_steps=1, batch_size=2, checkpoint_every=1, report_every=1, precision="no"
         )
-        return replace(stage, train=train, clips=recipes.ClipConfig(sizes=((16, 24), (16, 16)), views=((3, 1), (3, 2))))
+        clips = recipes.ClipConfig(sizes=((16, 24), (16, 16)), views=((3, 1), (3, 2)))
+        return replace(stage, train=train, clips=clips, encoder=None)
 
     return replace(mini, networks=SMALL, stages=tuple(smaller(stage) for stage in mini.stages))
 

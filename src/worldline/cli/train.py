@@ -71,6 +71,8 @@ class Geo4DMini(Common):
     """Folder for checkpoints, loss curves and the finished mini.safetensors."""
     seed: int = 11
     """Of everything random: weights, scenes, noise."""
+    direct: bool = False
+    """At last, regression without noise: better cameras, worse fused depth than the weights in the package."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -135,6 +135,7 @@ class Geo4DConfig:
         fps: frame rate told to the network; None is the video's own.
         moment_gain: ray moments are multiplied by it for the network (the published one is not in the code; 1 is what
             inference assumes).
+        deterministic: the sampler begins with zeros in place of noise and takes one step (`direct`).
     """
 
     modalities: tuple[Modality, ...] = MODALITIES
@@ -147,6 +148,7 @@ class Geo4DConfig:
     steps: int = 5
     fps: int | None = 24
     moment_gain: float = 1.0
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot work together."""

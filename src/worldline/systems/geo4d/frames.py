@@ -33,13 +33,17 @@ class Fit:
 
     @staticmethod
     def of(size: tuple[int, int], multiple: int, max_pixels: int | None = None) -> Fit:
-        """For a video of (H, W), sides in multiples of `multiple`, at most `max_pixels` before padding."""
+        """For a video of (H, W), sides in multiples of `multiple`, at most `max_pixels` with padding where that can be.
+
+        Of all padded sizes of that area the one that shows the video largest.
+        """
         inner = size
-        if max_pixels is not None and size[0] * size[1] > max_pixels:
-            ratio = (max_pixels / (size[0] * size[1])) ** 0.5
+        if max_pixels is not None and padded(size, multiple)[0] * padded(size, multiple)[1] > max_pixels:
+            cells = max(1, max_pixels // multiple**2)
+            grids = ((multiple * rows, multiple * (cells // rows)) for rows in range(1, cells + 1))
+            ratio = max(min(1.0, rows / size[0], columns / size[1]) for rows, columns in grids)
             inner = (max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio)))
-        outer = (inner[0] + -inner[0] % multiple, inner[1] + -inner[1] % multiple)
-        return Fit(size=size, inner=inner, outer=outer)
+        return Fit(size=size, inner=inner, outer=padded(inner, multiple))
 
     @property
     def corner(self) -> tuple[int, int]:
@@ -68,6 +72,11 @@ class Fit:
         if self.inner == self.size:
             return maps
         return F.interpolate(maps, self.size, mode="bilinear", align_corners=False)
+
+
+def padded(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """Sides rounded up to multiples."""
+    return size[0] + -size[0] % multiple, size[1] + -size[1] % multiple
 
 
 class FrameLatents:

@@ -44,8 +44,8 @@ class InferConfig:
         ray_reduction: rays are decoded from latents averaged over so many cells a side; 1 is exact, and costs as
             much as points and disparity together.
         chunk: frames encoded or decoded at once; changes memory, not results.
-        max_pixels: larger frames are shrunk to this area for the networks, and their maps enlarged again without mixing
-            surfaces; None works at the frames' own size.
+        max_pixels: larger frames are shrunk to this area, padding included, for the networks, and their maps enlarged
+            again without mixing surfaces; None works at the frames' own size.
         device: where networks run; another device than the model's moves each network there only while it works.
         spread: disagreement between seeds, relative to the depth range, that halves the confidence.
         align: how windows become one world.
@@ -98,11 +98,15 @@ class Observer:
         return self._observation(window, runs)
 
     def _denoise(self, seen: Float[Tensor, "T Z h w"], seed: int, start: int) -> Float[Tensor, "C T h w"]:
-        """Latents of all modalities from noise, which is drawn on the CPU: a seed means the same on every device."""
+        """Latents of all modalities from noise, which is drawn on the CPU: a seed means the same on every device.
+
+        A deterministic model begins with zeros, whatever the seed.
+        """
         model, unet = self.model, self.model.unet
         shape = (1, model.config.unet.out_channels, len(seen), *seen.shape[-2:])
         generator = torch.Generator().manual_seed((seed * 1_000_003 + start) % 2**63)
         noise = torch.randn(shape, generator=generator).to(self.device)
+        noise = noise * (not model.config.deterministic)
         condition = seen.transpose(0, 1)[None]
         fps = torch.tensor([model.config.fps or self.video.fps or USUAL_FPS], device=self.device)
         with placed(unet, self.device):

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from worldline.systems.geo4d.config import MODALITIES, Geo4DConfig, Modality, mini_config
+from worldline.systems.geo4d.direct import DirectObjective
 from worldline.systems.geo4d.objective import AutoencoderObjective, DenoisingObjective, PointDecoderObjective
 from worldline.training import stages
 from worldline.training.clips import frame_choice
 from worldline.training.config import TrainConfig
 
 POINTS: tuple[Modality, ...] = ("points",)
+ENCODER = Path(__file__).with_name("weights") / "encoder.safetensors"
+"""The video's encoder that the mini's regression begins with: that of motioncrafter-mini (see weights/README.md)."""
 PUBLISHED_SIZES = ((384, 512), (320, 512), (256, 576), (192, 640))
 
 
@@ -27,10 +31,12 @@ class ClipConfig:
     Attributes:
         sizes: (H, W) in pixels; a batch has one of them, taken in turn.
         views: (frames, stride) of the clips of a batch, taken in turn.
+        video: rendered scenes are recorded as by a hand-held video camera, with motion blur and compression.
     """
 
     sizes: tuple[tuple[int, int], ...]
     views: tuple[tuple[int, int], ...]
+    video: bool = False
 
     @property
     def span(self) -> int:
@@ -63,15 +69,17 @@ class Stage:
         modalities: what the U-Net predicts in this stage; widened from the stage before.
         points_from_vae: let the decoder of points begin as the common one.
         measure_latents: before the stage begins, set the scaling factor so that latents have unit variance.
+        encoder: weights of the video's encoder to begin the stage with, by the model's names, or None: as it is.
     """
 
     train: TrainConfig
     trainable: tuple[str, ...]
-    objective: AutoencoderObjective | PointDecoderObjective | DenoisingObjective
+    objective: AutoencoderObjective | PointDecoderObjective | DenoisingObjective | DirectObjective
     clips: ClipConfig
     modalities: tuple[Modality, ...] = MODALITIES
     points_from_vae: bool = False
     measure_latents: bool = False
+    encoder: Path | None = None
 
 
 Recipe = stages.Recipe[Geo4DConfig, Stage]
@@ -84,14 +92,33 @@ POINT_DECODER_WEIGHTS = {"points_nll": 1.0, "points_mark": 1.0}
 
 MINI_STEPS = {"autoencoder": 1200, "point-decoder": 100, "points": 300, "points-sizes": 100, "all": 2500}
 """Steps of each stage of the weights in the package: 73 minutes of one core."""
+DIRECT_STEPS = {"direct": 250, "anneal": 250}
+"""Steps of the regression that was tried after them (benchmarks/RESULTS.md)."""
+
+DIRECT_WEIGHTS = {
+    **dict.fromkeys(MODALITIES, 0.05),
+    "decoded_points_relative": 1.0,
+    "decoded_points_aligned": 0.5,
+    "decoded_points_nll": 0.05,
+    "decoded_points_mark": 0.2,
+    "decoded_disparity": 0.5,
+    "decoded_disparity_aligned": 0.5,
+    "decoded_disparity_mark": 0.2,
+    "decoded_ray_direction": 0.5,
+    "decoded_ray_moment": 0.5,
+    "camera_turn": 0.1,
+    "camera_place": 0.1,
+}
+"""Losses of the regression: decoded maps, relative to distance, count far more than latents."""
 
 
-def mini(*, seed: int = 11, steps: Mapping[str, int] = MINI_STEPS) -> Recipe:
+def mini(*, seed: int = 11, steps: Mapping[str, int] = MINI_STEPS | DIRECT_STEPS, direct: bool = False) -> Recipe:
     """The embedded system: everything from random weights on synthetic scenes.
 
     Different from the paper because there is no image or video prior here: an autoencoder of the four kinds of pictures
     is trained first, the video's encoder with the U-Net; most clips are shown pure noise, as the sampler takes a single
-    step; decoded maps count beside latents, and the decoders go on learning from them.
+    step; decoded maps count beside latents, and the decoders go on learning from them. With `direct` the noise
+    is at last left out altogether, on scenes filmed by a worse camera and with a better encoder of the video.
     """
     one = ClipConfig(sizes=((48, 64),), views=((8, 1), (8, 2)))
     many = replace(one, sizes=((48, 64), (48, 64), (64, 48), (32, 96)))
@@ -136,7 +163,33 @@ def mini(*, seed: int = 11, steps: Mapping[str, int] = MINI_STEPS) -> Recipe:
         objective=denoising,
         clips=many,
     )
-    return Recipe(name="geo4d-mini", networks=mini_config(), stages=(first, second, third, fourth, fifth), seed=seed)
+    denoised = (first, second, third, fourth, fifth)
+    schedule = (*denoised, *_direct(fifth.trainable, steps, seed)) if direct else denoised
+    networks = replace(mini_config(), deterministic=direct)
+    return Recipe(name="geo4d-mini", networks=networks, stages=schedule, seed=seed)
+
+
+def _direct(trainable: tuple[str, ...], steps: Mapping[str, int], seed: int) -> tuple[Stage, Stage]:
+    """Regression at a constant rate, then the same while the rate falls: how long it lasts need not be known before.
+
+    Short clips show more scenes for the same time than long ones; float32, which is no slower here than bfloat16.
+    """
+    sizes = ((48, 64), (48, 80), (48, 64), (48, 80), (64, 48))
+    clips = ClipConfig(sizes=sizes, views=((4, 1), (4, 2), (4, 1), (4, 1), (8, 1)), video=True)
+
+    def config(name: str, shift: int, **changes: Any) -> TrainConfig:
+        known = _mini_config(name, steps[name], 8, 1.5e-3, DIRECT_WEIGHTS, seed + shift)
+        return replace(known, precision="no", ema_decay=0.995, checkpoint_every=50, **changes)
+
+    regression = Stage(
+        train=config("direct", 1, schedule="constant"),
+        trainable=trainable,
+        objective=DirectObjective(),
+        clips=clips,
+        encoder=ENCODER,
+    )
+    falling = replace(regression, train=config("anneal", 2), encoder=None)
+    return regression, falling
 
 
 def _mini_config(name: str, steps: int, batch: int, rate: float, weights: dict[str, float], seed: int) -> TrainConfig:

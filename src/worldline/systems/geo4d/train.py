@@ -44,6 +44,8 @@ def _begin(model: Geo4D, stage: Stage, start: stages.Start) -> Geo4D:
     if stage.measure_latents:
         factor = start.measured("scaling_factor", lambda: _latent_scale(model, start))
         model.config = _with_scale(model.config, factor)
+    if stage.encoder is not None:
+        stages.load_weights(model, stages.read_prior(stage.encoder))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(stage.trainable))
     model.train()
@@ -75,7 +77,8 @@ def synthetic(stage: Stage, model: Geo4D, device: str) -> Batches:
     """Clips of synthetic scenes, rendered when they are asked for; the batch index decides scenes, size and stride."""
     from worldline.data.synthetic import RenderConfig, SensorConfig, render_batch
 
-    config, gain = RenderConfig(sensor=SensorConfig()), model.config.moment_gain
+    sensor = SensorConfig.video() if stage.clips.video else SensorConfig()
+    config, gain = RenderConfig(sensor=sensor), model.config.moment_gain
 
     def batch(index: int) -> Clips:
         chosen, size = stage.clips.view(index), stage.clips.size(index)
