@@ -77,10 +77,10 @@ class DirectObjective:
         both = torch.cat([latents["ray_direction"], latents["ray_moment"]])
         decoded = model.vae.decode(F.avg_pool2d(both, self.ray_reduction)).float()
         pictures = torch.cat([flat(truth.ray_direction), flat(truth.ray_moment)])
-        pictures = F.adaptive_avg_pool2d(pictures, decoded.shape[-2:])
+        pictures = F.adaptive_avg_pool2d(pictures, (decoded.shape[-2], decoded.shape[-1]))
         direction, moment = (decoded - pictures).abs().chunk(2)
         gain = model.config.moment_gain
-        found, true = (rep.read_rays(*maps.chunk(2), gain) for maps in (decoded, pictures))
+        found, true = (rep.read_rays(maps.chunk(2)[0], maps.chunk(2)[1], gain) for maps in (decoded, pictures))
         turn, place = camera_errors(found, true)
         frames = truth.points.shape[1]
         return {
@@ -130,8 +130,8 @@ def _common(rays: Float[Tensor, "N P 3"], change: Float[Tensor, "N P 3"]) -> Flo
 
 def _farthest(pictures: rep.Pictures, gain: float) -> Float[Tensor, " B"]:
     """How far each clip's camera gets from where it was first, in the unit of the points' pictures."""
-    sparse = (maps[..., ::8, ::8].flatten(0, 1) for maps in (pictures.ray_direction, pictures.ray_moment))
-    rays, moments = (value.flatten(1, 2) for value in rep.read_rays(*sparse, gain))
+    direction, moment = (maps[..., ::8, ::8].flatten(0, 1) for maps in (pictures.ray_direction, pictures.ray_moment))
+    rays, moments = (value.flatten(1, 2) for value in rep.read_rays(direction, moment, gain))
     centre = _common(rays, moments).norm(dim=-1).unflatten(0, pictures.points.shape[:2])
     return centre.amax(1).clamp(min=SHORTEST_PATH)
 

@@ -95,7 +95,7 @@ MINI_STEPS = {"autoencoder": 1200, "point-decoder": 100, "points": 300, "points-
 DIRECT_STEPS = {"direct": 250, "anneal": 250}
 """Steps of the regression that was tried after them (benchmarks/RESULTS.md)."""
 
-DIRECT_WEIGHTS = {
+DIRECT_WEIGHTS: dict[str, float] = {
     **dict.fromkeys(MODALITIES, 0.05),
     "decoded_points_relative": 1.0,
     "decoded_points_aligned": 0.5,

@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -217,7 +217,8 @@ class MotionVae(nn.Module):
         self.bypass = None
         if config.bypass:
             self.bypass = Bypass(z, (config.frames_per_latent, config.factor, config.factor))
-            for last in (self.vae.quant_conv, self.vae.decoder.conv_out):
+            parts = dict(cast(nn.Module, self.vae).named_modules())
+            for last in (parts["quant_conv"], parts["decoder.conv_out"]):
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
         self.trajectory_encoder = TrajectoryEncoder(config.adaptor_dim, config.adaptor_groups, config.save_memory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,8 +48,11 @@ class Pairs:
         def flows(values: Tensor | None) -> Tensor | None:
             return None if values is None else values.flip(axes) * signs[:, None, None]
 
-        pictures = {name: getattr(self, name).flip(axes) for name in ("source", "target", "known", "moving")}
-        return replace(self, **pictures, **{name: flows(getattr(self, name)) for name in ("flow", "hint", "back")})
+        pictures: dict[str, Any] = {
+            name: getattr(self, name).flip(axes) for name in ("source", "target", "known", "moving")
+        }
+        pictures |= {name: flows(getattr(self, name)) for name in ("flow", "hint", "back")}
+        return replace(self, **pictures)
 
 
 def rendered_pairs(

@@ -133,7 +133,7 @@ def both_ways(flow: Flow, one: np.ndarray, two: np.ndarray, config: FlowConfig) 
         belief = [1 / (1 + np.square(error / config.error_px)) for error in (doubt, other)]
     else:
         ahead, back = flow(one, two), flow(two, one)
-        belief = [1.0, 1.0]
+        belief = [np.ones(()), np.ones(())]
     pairs = ((ahead, back, belief[0]), (back, ahead, belief[1]))
     ways = [(a, sure * forward_backward_weight(a, b, config.noise_px, config.relative)) for a, b, sure in pairs]
     return ways[0], ways[1]
