@@ -36,7 +36,7 @@ def test_train_runs_to_the_end_in_chunks_and_refuses_a_used_folder(tmp_path, cap
     answer = json.loads(capsys.readouterr().out)
     loaded = pretrained.load_file(tmp_path / "mini.safetensors")
     assert answer["finished"] and loaded.card["seed"] == 7 and "scene_flow" in loaded.card["unreliable"]
-    assert {path.name for path in tmp_path.glob("*.jsonl")} == {"geometry-vae.jsonl", "motion-vae.jsonl", "unet.jsonl"}
+    assert {path.stem for path in tmp_path.glob("*.jsonl")} == {"geometry-vae", "motion-vae", "unet", "video"}
 
 
 @pytest.fixture(scope="module")

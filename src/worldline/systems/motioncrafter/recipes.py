@@ -28,7 +28,6 @@ VaeStrategy = Literal["original", "scratch", "decoder", "all"]
 GEOMETRY = ("vae.encoder.", "vae.quant_conv.", "vae.post_quant_conv.", "vae.decoder.")
 GEOMETRY_DECODER = ("vae.post_quant_conv.", "vae.decoder.")
 MOTION = ("vae.encoder_2.", "vae.quant_conv_2.", "vae.post_quant_conv_2.", "vae.decoder_2.")
-MOTION_DECODER = ("vae.post_quant_conv_2.", "vae.decoder_2.")
 UNET = ("unet.",)
 CONDITION = ("rgb_vae.", "image_encoder.")
 
@@ -109,7 +108,7 @@ def mini(
 
     Different from the paper because its priors are so much larger: the condition encoder and the image encoder are
     trained with the U-Net; points count far more than latents, and relatively; the frames carry little noise. In a
-    fourth stage the deterministic networks are given optical flow (`flow_input`), and the decoders learn with them.
+    fourth stage the deterministic networks see optical flow (`flow_input`), and the decoder of points learns with them.
     `strategy` says what stage 1 trains, as in `paper`; with no prior (`prior.mini_prior`) only "all" makes sense.
     `last_stage` leaves out the other three, for a run whose prior is a finished checkpoint.
     """
@@ -155,7 +154,7 @@ def mini(
 
 
 def flow_stage(common: Mapping[str, Any]) -> Stage:
-    """The networks see optical flow; decoders are trained with the U-Net, without latent terms."""
+    """The networks see optical flow; the decoder of points is trained with the U-Net, without latent terms."""
     train = TrainConfig(
         name="video",
         steps=2000,
@@ -174,7 +173,7 @@ def flow_stage(common: Mapping[str, Any]) -> Stage:
     )
     return Stage(
         train=train,
-        trainable=UNET + CONDITION + GEOMETRY_DECODER + MOTION_DECODER,
+        trainable=UNET + ("rgb_vae.",) + GEOMETRY_DECODER,  # more would not fit a checkpoint of 60 MiB
         objective=UNetObjective(grids=(4, 16), condition_noise=ConditionNoise(log_mean=-4.0), decoded=2, latents=False),
         clips=ClipConfig(size=(48, 64), views=((4, 1), (4, 2), (4, 3)), shutter=0.6),
     )
