@@ -47,7 +47,8 @@ def test_working_size_keeps_the_aspect_and_never_enlarges(source: tuple[int, int
     assert (width / height) / (source[1] / source[0]) == pytest.approx(1, abs=0.03)
 
 
-def test_default_system_puts_every_frame_in_one_world(truth: wl.Scene4D) -> None:
+def test_default_system_puts_every_frame_in_one_world() -> None:
+    truth = render_clip(1_500_000_003, frames=8, size=(48, 72), category="camera_only")  # one focal length: it travels
     scene = wl.reconstruct(truth.video)
     assert len(scene) == len(truth) and scene.cameras is not None and scene.scene_flow is not None
     assert torch.isfinite(scene.points).all() and torch.isfinite(scene.cameras.cam2world).all()
@@ -55,7 +56,14 @@ def test_default_system_puts_every_frame_in_one_world(truth: wl.Scene4D) -> None
     assert not scene.flow_valid[-1].any()
     assert scene.provenance.weights_sha256 and scene.provenance.seconds > 0
     assert scene.provenance.peak_memory_bytes > 100_000_000
-    assert wl.evaluate(scene, truth).value("ate_percent_path") < 10
+    assert wl.evaluate(scene, truth).value("ate_percent_path") < 3
+
+
+def test_default_system_takes_no_zoom_for_a_journey(truth: wl.Scene4D) -> None:
+    report = wl.reconstruct(truth.video).provenance.report
+    focal = truth.cameras.focal_px
+    assert report["camera"] == "rotation_only" and any("zooms" in warning for warning in report["warnings"])
+    assert report["zoom"] == pytest.approx(float(focal.max() / focal.min()), rel=0.1)
 
 
 def test_a_known_focal_length_is_in_pixels_of_the_source(truth: wl.Scene4D) -> None:
