@@ -173,6 +173,15 @@ def test_train_the_prior_and_a_mini_that_starts_from_it(tmp_path, capsys):
     assert all(name.startswith(recipes.GEOMETRY_DECODER) for name in trained)
 
 
+def test_the_last_stage_alone_goes_on_from_something(tmp_path, capsys):
+    words = ["train", "motioncrafter-mini", "--last-stage", "--out", str(tmp_path / "m"), "--device", "cpu"]
+    assert main(words) == 2 and "--prior" in capsys.readouterr().err
+    assert main([*words, "--paradigm", "denoising"]) == 2 and "--last-stage" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
+    (stage,) = recipes.mini(last_stage=True).stages
+    assert stage == recipes.mini().stages[-1]
+
+
 def test_train_from_python_says_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="no training 'mini'"):
         worldline.train("mini", tmp_path / "out")

@@ -245,7 +245,7 @@ def wan_1_3b_config() -> MoRe4DConfig:
 
 
 def mini_config() -> MoRe4DConfig:
-    """The embedded size: 9.6 million parameters, 32x48, 9 frames, a latent cell for 4x4 pixels and 2 frames."""
+    """The embedded size: 8.1 million parameters, 32x48, 9 frames, a latent cell for 4x4 pixels and 2 frames."""
     vae = VaeConfig(
         base_dim=32, widths=(1, 1), z_dim=12, blocks=1, time_halvings=(True,), adaptor_dim=16, adaptor_groups=4,
         gain=4.0, residual=True, patch=2, bypass=True, shortcuts=True, save_memory=False,

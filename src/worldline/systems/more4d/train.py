@@ -37,7 +37,7 @@ def _begin(model: MoRe4D, stage: Stage, start: stages.Start) -> MoRe4D:
 
 @torch.no_grad()
 def _measure(model: MoRe4D, batches: Batches) -> None:
-    """Standardise latents of motion; the same samples at every resume, so the same constants."""
+    """Standardise the latents that a stage generates; the same samples at every resume, so the same constants."""
     found = [batches(index) for index in range(stages.MEASURED_BATCHES)]
     moves = isinstance(found[0], MotionSamples | MotionLatents)
     model.vae.standardise(torch.cat([_mean(model, samples) for samples in found]), motion=moves)

@@ -296,10 +296,12 @@ def start(path: Path | None, recipe: Recipe, options: Mapping[str, Any]) -> dict
     """Weights a run of a recipe begins with: from a prior, from a checkpoint of the model's own names, or none.
 
     Raises:
-        ValueError: the strategy keeps what only a prior has, and there is none.
+        ValueError: the strategy, or the last stage alone, keeps what only a prior has, and there is none.
     """
     strategy: VaeStrategy = options.get("strategy", "all")
     if path is None:
+        if options.get("last_stage"):
+            raise ValueError("The last stage goes on from a finished checkpoint; give one with --prior FILE.")
         if strategy in ("original", "decoder"):
             raise ValueError(
                 f"The strategy '{strategy}' keeps an encoder that was trained before; give one with --prior FILE "

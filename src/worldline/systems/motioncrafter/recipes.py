@@ -31,6 +31,9 @@ MOTION = ("vae.encoder_2.", "vae.quant_conv_2.", "vae.post_quant_conv_2.", "vae.
 UNET = ("unet.",)
 CONDITION = ("rgb_vae.", "image_encoder.")
 
+DECODED_WEIGHTS = {"point_squared": 0.2, "point_relative": 1.0, "depth": 0.5, "local_depth": 0.3, "normal": 0.05}
+"""Losses of decoded point maps in small runs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig:
@@ -111,7 +114,12 @@ def mini(
     fourth stage the deterministic networks see optical flow (`flow_input`), and the decoder of points learns with them.
     `strategy` says what stage 1 trains, as in `paper`; with no prior (`prior.mini_prior`) only "all" makes sense.
     `last_stage` leaves out the other three, for a run whose prior is a finished checkpoint.
+
+    Raises:
+        ValueError: the last stage alone of the denoising paradigm, which has no fourth stage.
     """
+    if last_stage and paradigm == "denoising":
+        raise ValueError("Only the deterministic paradigm has a last stage of its own; leave out --last-stage.")
     common: dict[str, Any] = {"precision": "bf16", "seed": seed, "weight_decay": 1e-2}
     common |= {"gradient_clip": 1.0, "ema_decay": 0.998}
     clips = ClipConfig(size=(48, 64), views=((4, 1), (4, 2)))
@@ -161,14 +169,7 @@ def flow_stage(common: Mapping[str, Any]) -> Stage:
         batch_size=8,
         learning_rate=1.5e-3,
         warmup_steps=100,
-        weights={
-            "point_squared": 0.2,
-            "point_relative": 1.0,
-            "depth": 0.5,
-            "local_depth": 0.3,
-            "normal": 0.05,
-            "flow_distance": 10.0,
-        },
+        weights={**DECODED_WEIGHTS, "flow_distance": 10.0},
         **common,
     )
     return Stage(
@@ -220,11 +221,7 @@ def unet_weights(paradigm: Paradigm) -> Mapping[str, float]:
     return {
         "latent_geometry": 0.05,
         "latent_motion": 0.05,
-        "point_squared": 0.2,
-        "point_relative": 1.0,
-        "depth": 0.5,
-        "local_depth": 0.3,
-        "normal": 0.05,
+        **DECODED_WEIGHTS,
         "flow": 30.0,
     }
 
