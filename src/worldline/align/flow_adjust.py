@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from worldline.align.flow_kernels import POSE as POSE
-from worldline.align.flow_kernels import linearize_hosts, match_errors, point_system, robust_cost
+from worldline.align.flow_kernels import linearize_hosts, match_errors, point_system, robust_costs
 from worldline.align.flow_kernels import relative_pose as relative_pose
 from worldline.align.schur import (
     CameraBlock,
@@ -158,14 +158,14 @@ class FlowProblem:
     def cost(self, state: FlowState) -> float:
         """The robust cost."""
         m = self.matches
-        cost = robust_cost(state.w2c, state.intrinsics, state.r, m.pixels, m.target, m.goal, m.weight, self.sigma_px)
+        cost = float(host_costs(m, state, self.sigma_px).sum())
         if self.prior is not None:
             for part in blocks(len(m)):
                 error, _ = _prior_error(state, self.prior, part)
                 cost += float(np.sum(self.prior.weight[part] * self.prior.sigma**2 / 2 * error / (1 + error)))
         if self.focal_prior is not None:
             cost += self.focal_prior[1] / 2 * self._focal_ratio(state) ** 2
-        return float(cost)
+        return cost
 
     def retract(self, state: FlowState, dx: Tensor, dd: list[Tensor]) -> FlowState:
         """Apply one step."""
@@ -263,6 +263,12 @@ def reprojection_errors(matches: Matches, state: FlowState, hosts: np.ndarray | 
     """
     m, hosts = matches, np.arange(len(matches)) if hosts is None else hosts
     return match_errors(state.w2c, state.intrinsics, state.r, m.pixels, m.target, m.goal, m.weight, hosts)
+
+
+def host_costs(matches: Matches, state: FlowState, sigma_px: float) -> np.ndarray:
+    """Robust cost [T] of the matches of every host."""
+    m = matches
+    return robust_costs(state.w2c, state.intrinsics, state.r, m.pixels, m.target, m.goal, m.weight, sigma_px)
 
 
 def relative_cost(problem: FlowProblem, cost: float) -> float:

@@ -26,11 +26,12 @@ def relative_pose(w2c_i, w2c_j):
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def robust_cost(w2c, intrinsics, r, pixels, target, goal, weight, sigma):
-    """Sum of the Geman-McClure costs of all matches."""
-    total = 0.0
+def robust_costs(w2c, intrinsics, r, pixels, target, goal, weight, sigma):
+    """Sum of the Geman-McClure costs of the matches of every host, [T]."""
+    costs = np.zeros(target.shape[0])
     for i in range(target.shape[0]):
         fx, fy, cx, cy = intrinsics[i]
+        total = 0.0
         for k in range(target.shape[1]):
             j = target[i, k]
             if j < 0:
@@ -52,7 +53,8 @@ def robust_cost(w2c, intrinsics, r, pixels, target, goal, weight, sigma):
                 ey = gy * py / pz + dy - goal[i, k, n, 1]
                 e = (ex * ex + ey * ey) / (sigma * sigma)
                 total += w * sigma * sigma / 2 * e / (1 + e)
-    return total
+        costs[i] = total
+    return costs
 
 
 @njit(cache=True, nogil=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from threading import Lock
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from worldline.align.flow_adjust import R_MIN, DepthPrior, FlowProblem, FlowStat
 from worldline.scene import Progress, no_progress
 from worldline.systems.parallax.epipolar import TwoView, search_focal, start_pairs
 from worldline.systems.parallax.flow import workers
-from worldline.systems.parallax.grow import Grown, grow, normalise, retriangulate
+from worldline.systems.parallax.grow import Grown, extend, grow, normalise, retriangulate
 from worldline.systems.parallax.observability import (
     CORRELATED,
     CameraSolution,
@@ -22,6 +21,7 @@ from worldline.systems.parallax.observability import (
     plausible_focal,
     unexplained,
 )
+from worldline.systems.parallax.pieces import Piece, joined, piece_frames, retied, scale_doubt, window
 from worldline.systems.parallax.statistic import (
     CameraKind,
     Parallax,
@@ -151,12 +151,12 @@ def solve_cameras(
         clip = _with_usual_focal(clip, state, deviation, config)
         if abs(np.log(clip.intrinsics[0, 0] / state.intrinsics[0, 0])) > FOCAL_STEP:
             grown = _best_start(clip, parallax, [clip.intrinsics], config, progress) or grown
-        grown = Grown(state=replace(grown.state, intrinsics=clip.intrinsics), registered=grown.registered)
+        grown = replace(grown, state=replace(grown.state, intrinsics=clip.intrinsics))
         state, cost = refine(clip, grown, config, config.iterations, with_prior=_weak(clip, parallax, config))
         share = unexplained(clip.matches, state, clip.offsets, standing)
     solution = CameraSolution(state=state, kind="full", focal=focal, registered=grown.registered)
     numbers = {"cost": cost, "unexplained": share, "focal_deviation": deviation}
-    return describe(solution, parallax, clip.offsets, config.low_px, numbers)
+    return describe(solution, parallax, clip.offsets, config.low_px, numbers, grown.doubt)
 
 
 def _weak(clip: Clip, parallax: Parallax, config: CameraConfig) -> bool:
@@ -239,30 +239,52 @@ def _problem(clip: Clip, config: CameraConfig, sigma_px: float) -> FlowProblem:
 def _best_start(
     clip: Clip, parallax: Parallax, guesses: list[np.ndarray], config: CameraConfig, progress: Progress
 ) -> Grown | None:
-    """Grow from one pair per part of the clip with the first intrinsics, and from the best pair with the others."""
-    pairs = start_pairs(clip.matches, parallax, guesses[0], config.starts)
+    """Pieces of the clip grown from a pair each and joined; the whole clip with each of the other intrinsics."""
+    starts, length = piece_frames(len(clip), config.starts)
+    pairs = start_pairs(clip.matches, parallax, guesses[0], starts)
     total = len(pairs) + len(guesses) - 1
-    best: list[tuple[tuple[int, float], Grown, TwoView]] = []
-    lock = Lock()
-
-    def attempt(job: tuple[TwoView, np.ndarray]) -> None:
-        pair, intrinsics = job
-        if (grown := grow(clip.matches, intrinsics, pair, 2 * config.sigma_px)) is not None:
-            state, cost = refine(clip, grown, config, 4)
-            rank = (int(grown.registered.sum()), -cost)
-            with lock:  # only the best so far is kept
-                if not best or rank > best[0][0]:
-                    best[:] = [(rank, Grown(state=state, registered=grown.registered), pair)]
-
     with ThreadPoolExecutor(workers()) as pool:
-        for done, _ in enumerate(pool.map(attempt, [(pair, guesses[0]) for pair in pairs]), 1):
+        # 1. A piece around every pair, on its own.
+        attempts = pool.map(lambda pair: _attempt(clip, guesses[0], pair, length, config), pairs)
+        found = []
+        for done, (pair, attempt) in enumerate(zip(pairs, attempts, strict=True), 1):
+            found += [(pair, *attempt)] if attempt is not None else []
             progress("cameras", done, total)
-        if not best:
+        if not found:
             return None
-        others = [(best[0][2], other) for other in guesses[1:]]
-        for done, _ in enumerate(pool.map(attempt, others), len(pairs) + 1):
+        # 2. What the other intrinsics make of the best pair.
+        best = max(found, key=lambda item: (item[1].registered.mean(), -item[2]))[0]
+        pieces = [piece for _, piece, _ in found]
+        others = pool.map(lambda other: _attempt(clip, other, best, len(clip), config), guesses[1:])
+        for done, attempt in enumerate(others, len(pairs) + 1):
+            pieces += [attempt[0]] if attempt is not None else []
             progress("cameras", done, total)
-    return best[0][1]
+    # 3. Those that cover the clip, and the best of each part joined: the cheapest that registers most frames.
+    grown = [Grown(state=p.state, registered=p.registered) for p in pieces if len(p.registered) == len(clip)]
+    if len(pieces) > 1 or not grown:
+        whole = joined(clip.matches, clip.intrinsics, pieces, config.sigma_px)
+        whole = extend(clip.matches, whole, 2 * config.sigma_px)
+        state, _ = refine(clip, whole, config, 4)
+        grown.append(Grown(state=state, registered=whole.registered))
+    problem = replace(_problem(clip, config, config.sigma_px), prior=None)
+    chosen = max(grown, key=lambda g: (int(g.registered.sum()), -problem.cost(g.state)))
+    # 4. Where pieces disagree about scale, what hardly shows is decided by depth that does not jump.
+    doubt = scale_doubt(clip.matches, pieces, config.sigma_px)
+    return replace(retied(clip.matches, chosen, doubt, 2 * config.sigma_px), doubt=doubt)
+
+
+def _attempt(
+    clip: Clip, intrinsics: np.ndarray, pair: TwoView, length: int, config: CameraConfig
+) -> tuple[Piece, float] | None:
+    """The piece of `length` frames that grows from a pair, and its relative cost; None if nothing does."""
+    part = window(pair.host, length, len(clip))
+    frames = np.arange(part.start, part.stop)
+    short = replace(clip, matches=clip.matches.restrict(frames), intrinsics=intrinsics[frames], prior=None)
+    grown = grow(short.matches, short.intrinsics, replace(pair, host=pair.host - part.start), 2 * config.sigma_px)
+    if grown is None:
+        return None
+    state, cost = refine(short, grown, config, 4)
+    return Piece(first=part.start, state=state, registered=grown.registered), cost
 
 
 def _with_poses(clip: Clip, poses: np.ndarray, parallax: Parallax, config: CameraConfig) -> CameraSolution:

@@ -17,10 +17,17 @@ WINDOW = 24  # frames nearest to the newest that take part in them once the clip
 
 @dataclass(frozen=True, kw_only=True)
 class Grown:
-    """A reconstruction grown from one pair; poses of frames not registered are interpolated."""
+    """A reconstruction grown from one pair, or joined from several; poses of frames not registered are interpolated.
+
+    Attributes:
+        state: poses, focal length, inverse depths.
+        registered: [T] bool.
+        doubt: [T - 1] log factor by which the scale may be wrong from each frame to the next, or None if unknown.
+    """
 
     state: FlowState
     registered: np.ndarray
+    doubt: np.ndarray | None = None
 
 
 def grow(matches: Matches, intrinsics: np.ndarray, pair: TwoView, sigma_px: float) -> Grown | None:
@@ -39,8 +46,13 @@ def grow(matches: Matches, intrinsics: np.ndarray, pair: TwoView, sigma_px: floa
     registered[[first, second]] = True
     state = normalise(retriangulate(matches, state, registered, registered, 2 * sigma_px), registered)
     state = adjust_near(matches, state, registered, second, sigma_px, 4)
+    return extend(matches, Grown(state=state, registered=registered), sigma_px)
 
-    sums, failed, since = matches.weight.sum(-1), np.zeros(frames, int), 0
+
+def extend(matches: Matches, grown: Grown, sigma_px: float) -> Grown:
+    """Register every further frame that can be."""
+    state, registered = grown.state, grown.registered.copy()
+    sums, failed, since = matches.weight.sum(-1), np.zeros(len(registered), int), 0
     while (newest := _next_frame(matches.target, sums, registered, failed)) is not None:
         pose = locate(matches, state, registered, newest)
         if pose is None:

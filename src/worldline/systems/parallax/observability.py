@@ -16,6 +16,8 @@ MOST_HOSTS = 256
 FocalKind = Literal["given", "estimated", "not_observable"]
 CORRELATED = 50.0
 """Neighbouring matches share their errors: so many count as one (calibrated on clips with truth)."""
+DOUBTFUL = 0.2
+"""Log factor between rival scales from which on the scale is in doubt: about a quarter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,11 @@ def focal_deviation(problem: FlowProblem, state: FlowState) -> float:
     return float(np.sqrt(focal_variance(problem, state) * noise * CORRELATED))
 
 
+def doubtful(doubt: np.ndarray) -> np.ndarray:
+    """Indices at which `grow.Grown.doubt` is more than what cannot be helped."""
+    return np.flatnonzero(doubt > DOUBTFUL)
+
+
 def focal_kind(known: bool, deviation: float, limit: float) -> FocalKind:
     """How the focal length came about; "not_observable" where its deviation in log is above `limit`."""
     if known:
@@ -106,8 +113,9 @@ def describe(
     offsets: tuple[int, ...],
     low_px: float,
     numbers: Mapping[str, float | None],
+    doubt: np.ndarray | None = None,
 ) -> CameraSolution:
-    """The solution with its report and warnings filled in."""
+    """The solution with its report and warnings filled in; `doubt` is `grow.Grown.doubt`."""
     by_gap = {gap: value for gap, value in parallax.by_gap(offsets).items() if np.isfinite(value)}
     fx, fy = solution.state.intrinsics[0, :2]
     report: dict[str, Any] = {
@@ -135,6 +143,14 @@ def describe(
         warnings.append("There is hardly any parallax: depth and translation are of low confidence.")
     if solution.focal == "not_observable":
         warnings.append("The focal length cannot be seen in this motion; the one used is a guess: give it if you can.")
+    changes = {} if doubt is None else {int(t) + 1: round(float(np.exp(doubt[t])), 2) for t in doubtful(doubt)}
+    if changes:
+        report["scale_doubt"] = {str(frame): factor for frame, factor in changes.items()}
+        worst = max(changes, key=lambda frame: changes[frame])
+        warnings.append(
+            f"Scale is in doubt at {len(changes)} of {len(solution.registered)} frames, most at frame {worst}: "
+            f"what comes before and after may differ by a factor of {changes[worst]:.2g} in size."
+        )
     missing = int((~solution.registered).sum())
     if missing:
         warnings.append(f"{missing} of {len(solution.registered)} cameras could not be found and are interpolated.")
