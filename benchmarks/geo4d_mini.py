@@ -1,6 +1,7 @@
 """What a small Geo4D checkpoint is worth on held-out synthetic clips: the numbers of its model card.
 
 python benchmarks/geo4d_mini.py --weights mini.safetensors [--clips 64] [--average CHECKPOINT] [--json] [--write]
+python benchmarks/geo4d_mini.py --weights mini.safetensors --picture mini.png        # six clips, measures nothing
 
 Clips: one window of frames at the size the model was trained on, scene seeds that training never draws. Scores and
 alignment are those of `evaluation.ablation`: depth after one scale and shift per clip in disparity, cameras after a
@@ -21,10 +22,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from worldline.evaluation import ablation as judging
 from worldline.evaluation import ablation_tables as tables
+from worldline.geometry import fit
 from worldline.systems.geo4d import ablation
 from worldline.systems.geo4d.system import Geo4DSystem, load_mini
 from worldline.systems.system import Loading
@@ -74,12 +77,35 @@ def with_average(system: Geo4DSystem, folder: Path) -> Geo4DSystem:
     return system
 
 
+def picture(system: Geo4DSystem, path: Path, clips: int = 6) -> None:
+    """First and last frame of some clips, depth said about both after scale and shift, true depth (sky black)."""
+    import cv2
+
+    lines = []
+    for truth in judging.held_out_clips(clips, system.model.config.window, SIZE):
+        said = next(row for row in modality_rows(system, truth) if row.name == ablation.ALL).answer().disparity
+        assert said is not None
+        true, shown = 1 / truth.depth, truth.valid
+        scale, shift = fit.scale_shift_l1(said[shown].double(), true[shown].double())
+        far, near = (float(true[shown].quantile(q)) for q in (0.02, 0.98))
+        everywhere, row = torch.ones_like(shown), []
+        for maps, mask in ((scale * said + shift, everywhere), (true, shown)):
+            for t in (0, -1):
+                grey = (255 * ((maps[t] - far) / (near - far)).clamp(0, 1)).byte().numpy()
+                row.append(cv2.applyColorMap(grey, cv2.COLORMAP_TURBO) * mask[t, ..., None].numpy())
+        rgb = truth.video.rgb()[[0, -1]].flip(-1)
+        lines.append(np.concatenate([*(255 * rgb).byte().numpy(), *row], axis=1))
+    enlarged = np.concatenate(lines).repeat(2, axis=0).repeat(2, axis=1)
+    cv2.imwrite(str(path), enlarged)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Score, show, and write into the card if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--average", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("--picture", type=Path, help="draw six clips into this file, measure nothing")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args(argv)
@@ -89,6 +115,9 @@ def main(argv: list[str] | None = None) -> int:
     system = load_mini(Loading(device=torch.device("cpu"), weights=str(options.weights)))
     if options.average:
         system = with_average(system, options.average)
+    if options.picture is not None:
+        picture(system, options.picture)
+        return 0
     scores = [score for clip in scores_of(system, options.clips) for score in clip]
     lines = tables.lines(scores, lambda table: ablation.ALL)
     gains = trivial_minus(scores)

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from parallax_worlds import World, pose_errors, world
 from worldline.align.flow_adjust import FlowState, Matches, host_costs
 from worldline.systems.parallax.cameras import CameraConfig, Clip, solve_cameras, to_first_camera
-from worldline.systems.parallax.grow import Grown
+from worldline.systems.parallax.grow import Grown, extend
 from worldline.systems.parallax.pieces import (
     Piece,
     cheapest_path,
@@ -75,6 +75,15 @@ def test_frames_that_no_piece_has_are_not_registered(scene: World, matches: Matc
     left.registered[12:] = False
     grown = joined(matches, scene.intrinsics, [left], 0.75)
     assert list(np.flatnonzero(grown.registered)) == list(range(12))
+
+
+def test_pieces_that_never_meet_leave_the_later_one_to_be_found_again(scene: World, matches: Matches) -> None:
+    left = piece(scene, matches, 0, 12, slice(0, 0), 1)
+    right = piece(scene, matches, 12, FRAMES, slice(12, 12), 2)
+    grown = joined(matches, scene.intrinsics, [left, right], 0.75)
+    assert list(np.flatnonzero(grown.registered)) == list(range(12))
+    whole = extend(matches, grown, 1.5)
+    assert whole.registered.all() and pose_errors(to_first_camera(whole.state).w2c, scene.w2c)[1] < 1e-3
 
 
 def test_matches_with_frames_that_a_piece_does_not_have_count_as_failed(scene: World, matches: Matches) -> None:

@@ -106,8 +106,10 @@ def joined(matches: Matches, intrinsics: np.ndarray, pieces: Sequence[Piece], si
     state = _nothing(matches, intrinsics * np.array([factor, factor, 1, 1]))
     registered = np.zeros(len(matches), bool)
     for start in np.flatnonzero(np.diff(path, prepend=-1)):
+        following = pieces[path[start]]
         if start > 0:
-            placed = _attached(matches, state, registered, placed, pieces[path[start]], int(start), 2 * sigma_px)
+            following = _attached(matches, state, registered, placed, following, int(start), 2 * sigma_px)
+        placed = placed if following is None else following
         _put(state, registered, placed, int(start))
     return Grown(state=state, registered=registered)
 
@@ -134,6 +136,8 @@ def retied(matches: Matches, grown: Grown, doubt: np.ndarray, sigma_px: float) -
     for start in doubtful(doubt) + 1:
         whole = Piece(first=0, state=state, registered=grown.registered)
         moved = _attached(matches, state, grown.registered, whole, whole, int(start), sigma_px)
+        if moved is None:
+            continue
         state = replace(state, w2c=state.w2c.copy(), r=state.r.copy())
         state.w2c[start:], state.r[start:] = moved.state.w2c[start:], moved.state.r[start:]
     return replace(grown, state=state)
@@ -202,8 +206,8 @@ def _nothing(matches: Matches, intrinsics: np.ndarray) -> FlowState:
 
 
 def _put(state: FlowState, registered: np.ndarray, piece: Piece, start: int) -> None:
-    """Take over a piece from frame `start` on."""
-    frames = np.arange(start, piece.frames.stop)
+    """Take over a piece from frame `start` on; what lies beyond it is not known yet."""
+    frames = np.arange(min(start, piece.frames.stop), piece.frames.stop)
     state.w2c[frames], state.r[frames] = piece.state.w2c[frames - piece.first], piece.state.r[frames - piece.first]
     registered[start:] = False
     registered[frames] = piece.registered[frames - piece.first]
@@ -211,8 +215,8 @@ def _put(state: FlowState, registered: np.ndarray, piece: Piece, start: int) -> 
 
 def _attached(
     matches: Matches, state: FlowState, registered: np.ndarray, left: Piece, right: Piece, start: int, sigma_px: float
-) -> Piece:
-    """`right` moved so that the matches across the change in front of frame `start` cost least.
+) -> Piece | None:
+    """`right` moved so that the matches across the change in front of frame `start` cost least; None if it cannot be.
 
     Its pose is that of `left` in the last frame before or the first one after the change; `left` is in place already.
     """
@@ -229,7 +233,7 @@ def _attached(
             cost = _across(matches, state, registered, found, start, sigma_px) + float(_jump_cost(after - before))
             if best is None or cost < best[0]:
                 best = (cost, found)
-    return right if best is None else best[1]
+    return None if best is None else best[1]
 
 
 def _scale_between(left: Piece, right: Piece, frames: Sequence[int]) -> float:
