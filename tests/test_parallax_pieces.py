@@ -121,7 +121,7 @@ def test_a_scale_that_matches_do_not_tell_is_one_at_which_depth_does_not_jump(sc
     alone, other = broken(scene, matches, 10)
     doubt = np.zeros(FRAMES - 1)
     doubt[9] = np.log(3)
-    mended = retied(alone, Grown(state=other, registered=np.ones(FRAMES, bool)), doubt, 1.5)
+    mended = retied(alone, Grown(state=other, registered=np.ones(FRAMES, bool), doubt=doubt), 1.5)
     jump = np.log(np.median(mended.state.r[10]) / np.median(mended.state.r[9]))
     truth = np.log(np.median(scene.state(matches).r[10]) / np.median(scene.state(matches).r[9]))
     assert abs(jump - truth) < 0.15 and np.log(3) > 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 
@@ -239,42 +240,59 @@ def _problem(clip: Clip, config: CameraConfig, sigma_px: float) -> FlowProblem:
 def _best_start(
     clip: Clip, parallax: Parallax, guesses: list[np.ndarray], config: CameraConfig, progress: Progress
 ) -> Grown | None:
-    """Pieces of the clip grown from a pair each and joined; the whole clip with each of the other intrinsics."""
+    """Pieces of the clip grown from a pair each and joined, all with the intrinsics that explain some of them best."""
     starts, length = piece_frames(len(clip), config.starts)
     pairs = start_pairs(clip.matches, parallax, guesses[0], starts)
-    total = len(pairs) + len(guesses) - 1
-    with ThreadPoolExecutor(workers()) as pool:
-        # 1. A piece around every pair, on its own.
-        attempts = pool.map(lambda pair: _attempt(clip, guesses[0], pair, length, config), pairs)
+    trials = [pairs[t] for t in sorted({len(pairs) // 4, 3 * len(pairs) // 4})] if len(guesses) > 1 and pairs else []
+    total, done = len(pairs) + len(trials) * (len(guesses) - 1), count(1)
+    pieces: list[Piece] = []
+
+    def attempts(jobs: list[tuple[TwoView, np.ndarray]]) -> list[tuple[Piece, float]]:
         found = []
-        for done, (pair, attempt) in enumerate(zip(pairs, attempts, strict=True), 1):
-            found += [(pair, *attempt)] if attempt is not None else []
-            progress("cameras", done, total)
-        if not found:
-            return None
-        # 2. What the other intrinsics make of the best pair.
-        best = max(found, key=lambda item: (item[1].registered.mean(), -item[2]))[0]
-        pieces = [piece for _, piece, _ in found]
-        others = pool.map(lambda other: _attempt(clip, other, best, len(clip), config), guesses[1:])
-        for done, attempt in enumerate(others, len(pairs) + 1):
-            pieces += [attempt[0]] if attempt is not None else []
-            progress("cameras", done, total)
-    # 3. Those that cover the clip, and the best of each part joined: the cheapest that registers most frames.
-    grown = [Grown(state=p.state, registered=p.registered) for p in pieces if len(p.registered) == len(clip)]
-    if len(pieces) > 1 or not grown:
-        whole = joined(clip.matches, clip.intrinsics, pieces, config.sigma_px)
-        whole = extend(clip.matches, whole, 2 * config.sigma_px)
-        state, _ = refine(clip, whole, config, 4)
-        grown.append(Grown(state=state, registered=whole.registered))
+        for attempt in pool.map(lambda job: _attempt(clip, job[0], job[1], length, config), jobs):
+            found += [attempt] if attempt is not None else []
+            progress("cameras", next(done), total)
+        pieces.extend(piece for piece, _ in found)
+        return found
+
+    with ThreadPoolExecutor(workers()) as pool:
+        # 1. Which intrinsics: those that two pieces like best, as they refined them.
+        tried = [attempts([(pair, guess) for pair in trials]) for guess in guesses] if trials else []
+        likely = _likely(clip, guesses, tried)
+        # 2. A piece around every other pair.
+        attempts([(pair, likely) for pair in pairs if not any(pair is trial for trial in trials)])
+    if not pieces:
+        return None
+    # 3. The best of each part joined, or a piece that covers the clip.
+    whole = joined(clip.matches, clip.intrinsics, _alike(pieces, likely), config.sigma_px)
+    whole = extend(clip.matches, whole, 2 * config.sigma_px)
+    pieces.append(Piece(first=0, state=refine(clip, whole, config, 4)[0], registered=whole.registered))
     problem = replace(_problem(clip, config, config.sigma_px), prior=None)
-    chosen = max(grown, key=lambda g: (int(g.registered.sum()), -problem.cost(g.state)))
+    covering = [piece for piece in pieces if len(piece.registered) == len(clip)]
+    best = max(covering, key=lambda piece: (int(piece.registered.sum()), -problem.cost(piece.state)))
     # 4. Where pieces disagree about scale, what hardly shows is decided by depth that does not jump.
     doubt = scale_doubt(clip.matches, pieces, config.sigma_px)
-    return replace(retied(clip.matches, chosen, doubt, 2 * config.sigma_px), doubt=doubt)
+    grown = Grown(state=best.state, registered=best.registered, doubt=doubt)
+    return retied(clip.matches, grown, 2 * config.sigma_px)
+
+
+def _alike(pieces: list[Piece], intrinsics: np.ndarray) -> list[Piece]:
+    """The pieces whose focal length is about that of `intrinsics` [T, 4]; parts of others would not fit. Else all."""
+    away = [abs(np.log(piece.state.intrinsics[0, 0] / intrinsics[piece.first, 0])) for piece in pieces]
+    return [piece for piece, step in zip(pieces, away, strict=True) if step < FOCAL_STEP] or pieces
+
+
+def _likely(clip: Clip, guesses: list[np.ndarray], tried: list[list[tuple[Piece, float]]]) -> np.ndarray:
+    """The intrinsics [T, 4] that pieces explain their matches best with; the first guess if none was tried."""
+    known = [found for found in tried if found]
+    if not known:
+        return guesses[0]
+    best = min(known, key=lambda found: (-len(found), float(np.mean([cost for _, cost in found]))))
+    return clip.with_focal(float(np.median([piece.state.intrinsics[:, 0].mean() for piece, _ in best])))
 
 
 def _attempt(
-    clip: Clip, intrinsics: np.ndarray, pair: TwoView, length: int, config: CameraConfig
+    clip: Clip, pair: TwoView, intrinsics: np.ndarray, length: int, config: CameraConfig
 ) -> tuple[Piece, float] | None:
     """The piece of `length` frames that grows from a pair, and its relative cost; None if nothing does."""
     part = window(pair.host, length, len(clip))

@@ -130,8 +130,9 @@ def scale_doubt(matches: Matches, pieces: Sequence[Piece], sigma_px: float) -> n
     return doubt
 
 
-def retied(matches: Matches, grown: Grown, doubt: np.ndarray, sigma_px: float) -> Grown:
+def retied(matches: Matches, grown: Grown, sigma_px: float) -> Grown:
     """The same with the scale after every doubtful frame chosen anew, by matches across it and the jump of depth."""
+    doubt = np.zeros(0) if grown.doubt is None else grown.doubt
     state = replace(grown.state, w2c=grown.state.w2c.copy(), r=grown.state.r.copy())
     for start in doubtful(doubt) + 1:
         whole = Piece(first=0, state=state, registered=grown.registered)
