@@ -5,6 +5,7 @@
     python benchmarks/parallax.py --speed                   # CPU seconds per frame and phase at 192x320
     python benchmarks/parallax.py --long                    # 250 against 1,000 frames: memory, time, drift
     python benchmarks/parallax.py --prior                   # auto's prior: windows joined against windows aligned
+    python benchmarks/parallax.py --fusion [CLIPS]          # network, parallax and both together on rendered clips
     python benchmarks/parallax.py --calibration             # confidence against error (default system); --plot FILE
 
 DIR (default: WORLDLINE_SHARED_DATA or ../shared/data) holds tartanair, hololens and kitti_odometry, read by
@@ -48,6 +49,7 @@ from worldline.systems.system import Loading, Options, WindowSystem
 ROOT = Path(__file__).resolve().parents[1]
 REAL = {"tartanair": 15, "hololens": 60, "kitti_odometry": 51}
 CALIBRATION_SEED = 730_000_000  # below the suites' seeds, in a range that no training run of this project draws
+FUSION_SEED = 731_000_120  # likewise; clips from here on took no part in the choice of the rule of fusion
 CATEGORIES = [clip.category for clip in SYNTHETIC_V1[:10]]
 BINS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
 
@@ -227,6 +229,32 @@ def prior_row(truth: Scene4D, timed_only: bool = False) -> dict[str, float]:
     return row
 
 
+def fusion(count: int) -> dict[str, Any]:
+    """AbsRel of the embedded network's depth, of parallax and of both, one scale per clip, on rendered clips."""
+    rows = []
+    for n in range(count):
+        category = CATEGORIES[n % len(CATEGORIES)]
+        frames = 24 if category == "long" else 16
+        truth = render_clip(FUSION_SEED + n, frames=frames, size=(96, 144), category=category)
+        system = api.card(api.AUTO_PRIOR).load(Loading(device=torch.device("cpu")))
+        assert isinstance(system, WindowSystem)
+        small = load_video(truth.video.frames, size=api.working_size(truth.size, api.card(api.AUTO_PRIOR)))
+        network = joined_depth(list(system.observe(small, Options())), small)
+        alone = infer(truth.video, ParallaxConfig(pixels=None))
+        both = infer(truth.video, ParallaxConfig(pixels=None), prior=network)
+        found = {"parallax": scene_depth(alone), "both": scene_depth(both)}
+        found["network"] = torch.nn.functional.interpolate(network[:, None], truth.size, mode="nearest")[:, 0]
+        wanted, mask = scene_depth(truth), truth.valid & (scene_depth(truth) > 0) & (scene_depth(truth) < 1e4)
+        scores = {name: depth_scores(d, wanted, mask & d.isfinite())["abs_rel"] for name, d in found.items()}
+        overrules = both.provenance.report.get("prior_overrules", 0.0)
+        rows.append({"category": category, **scores, "prior_overrules": overrules})
+    better = np.array([min(row["network"], row["parallax"]) for row in rows])
+    ratio = np.array([row["both"] for row in rows]) / better
+    mean = {name: float(np.mean([row[name] for row in rows])) for name in ("network", "parallax", "both")}
+    worse = {"worse_by_5_percent": int((ratio > 1.05).sum()), "worst_ratio": float(ratio.max())}
+    return {"clips": rows, **mean, "better_alone": float(better.mean()), **worse}
+
+
 def aligned_depth(windows: list[Observation], video: Video) -> torch.Tensor:
     """Depth [T, H, W] of windows that the whole alignment has brought into one world; NaN where not valid."""
     solved = alignment.solve(windows, len(video), video.size, Priors(), AlignConfig())
@@ -348,6 +376,14 @@ def show(results: dict[str, Any]) -> None:
             print(f"{name}: {row:.2f}")
     for name, row in results.get("prior", {}).items():
         print(f"prior, {name}: " + ", ".join(f"{key} {value:.3g}" for key, value in row.items()))
+    for row in results.get("fusion", {}).get("clips", []):
+        print(
+            "  ".join(
+                f"{key} {value:.3f}" if isinstance(value, float) else f"{value:12s}" for key, value in row.items()
+            )
+        )
+    if "fusion" in results:
+        print(", ".join(f"{key} {value:.3g}" for key, value in results["fusion"].items() if key != "clips"))
     for group, rows in results.get("calibration", {}).items():
         print(f"confidence on {group} clips:  bin  share of pixels  mean confidence  within 10 % of the truth")
         for row in rows:
@@ -366,12 +402,17 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     for part in ("real", "speed", "long", "prior", "calibration"):
         parser.add_argument(f"--{part}", action="store_true")
+    parser.add_argument("--fusion", type=int, nargs="?", const=30, default=0, metavar="CLIPS", help="8 CPU s a clip")
     parser.add_argument("--plot", type=Path, help="picture of the calibration to write")
     parser.add_argument("--one-long", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.one_long:
         print(json.dumps(long_one(args.data, args.one_long)))
+        return
+    if args.fusion:
+        found = {"fusion": fusion(args.fusion)}
+        print(json.dumps(found, indent=1)) if args.json else show(found)
         return
     if not args.data.is_dir():
         raise SystemExit(f"{args.data} is missing; give the folder of real sequences with --data.")

@@ -64,8 +64,9 @@ def test_where_nothing_is_seen_the_prior_alone_counts() -> None:
 
 
 def test_an_anticorrelated_prior_is_dropped() -> None:
-    exponent, explained = contrast(seen_of(*clip_of(1 / FIELD)), np.arange(3))
-    assert exponent == 0 and explained == 0
+    found = contrast(seen_of(*clip_of(1 / FIELD)), np.arange(3))
+    assert found.exponent == 0 and found.explained == 0
+    assert found.correlation < -0.9
 
 
 def test_the_mixture_is_hardly_worse_than_either_alone() -> None:

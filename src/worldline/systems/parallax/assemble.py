@@ -20,7 +20,11 @@ from worldline.systems.parallax.representation import RELEASE_EVERY, FlowPairs
 
 UNRELIABLE = ("scene_flow",)
 """Its scene flow does not beat predicting no motion on synthetic-v1 (benchmarks/RESULTS.md): kept, but hidden."""
-
+WORTH_SAYING = 0.1  # weight of a prior that overrules parallax
+CONTRADICTION = (
+    "Depth from parallax and the depth prior contradict each other, and the cameras may be the reason: depth leans on "
+    "the prior, confidence is low, and cameras should not be relied on. Give the focal length if you know it."
+)
 
 Result = TypeVar("Result")
 
@@ -160,6 +164,9 @@ def assemble(
     report["mean_confidence"] = round(float(dense.confidence.mean()), 4)
     report["seconds"], report["cpu_seconds"] = dict(clock.seconds), dict(clock.cpu_seconds)
     report["warnings"] = list(solution.warnings)
+    if dense.overruled > WORTH_SAYING:
+        report["prior_overrules"] = round(dense.overruled, 3)
+        report["warnings"].append(CONTRADICTION)
     return Scene4D(
         video=Video(frames=torch.from_numpy(rgb), timestamps=video.timestamps),
         points=torch.from_numpy(arrays.points),

@@ -17,11 +17,12 @@ from worldline.systems.parallax.flow import workers
 from worldline.systems.parallax.fuse import fuse
 from worldline.systems.parallax.mask import MaskConfig, average_score, grow_mask, motion_score, moving_regions, vote
 from worldline.systems.parallax.motion import MotionConfig, ground_contact, steady
-from worldline.systems.parallax.prior import PriorTrust, chain_prior, measure_trust
+from worldline.systems.parallax.prior import NO_DOUBT, PriorTrust, chain_prior, measure_trust
 from worldline.systems.parallax.representation import FLOW_UNIT, RELEASE_EVERY, FlowPairs, texture
 from worldline.systems.parallax.triangulate import Triangulated, triangulate
 
 PRIOR_ERROR = 0.3  # usual error of a prior's log depth
+PRIOR_FLOATING = 0.5  # where the ground is the prior's as well, it knows movers as well as the ground below them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +60,13 @@ class DenseDepth:
         r: [T, H, W] float32 inverse depth.
         confidence: [T, H, W] float32, probability of depth within 10 % of the truth; 0 where there is no parallax.
         moving: [T, H, W] bool.
+        overruled: weight in 0..1 of the prior against all that parallax says (`belief`).
     """
 
     r: np.ndarray
     confidence: np.ndarray
     moving: np.ndarray
+    overruled: float = 0.0
 
 
 def dense_depth(
@@ -76,6 +79,7 @@ def dense_depth(
     see_depth: bool = True,
     prior: np.ndarray | None = None,
     known_moving: np.ndarray | None = None,
+    camera_deviation: float = 0.0,
     progress: Progress = no_progress,
     arena: Arena | None = None,
 ) -> DenseDepth:
@@ -90,6 +94,7 @@ def dense_depth(
         see_depth: False where cameras have no translation: depth is the prior's, or one constant.
         prior: [T, H, W] float32 inverse depth from elsewhere, each frame up to scale, 0 where unknown; or None.
         known_moving: [T, H, W] bool, pixels known to move.
+        camera_deviation: how loosely the flow holds the cameras (`uncertainty`); speaks for a prior that contradicts.
         progress: called per frame.
         arena: where the arrays of all frames live; by default in memory.
     """
@@ -103,7 +108,7 @@ def dense_depth(
         for _ in range(config.fusions):
             for_all(work.exchange, len(rgb), "fusion", progress, arena)
             work.swap()
-        work.weigh_prior()
+        work.weigh_prior(camera_deviation)
     # 2. What moves, as seen from a world where nothing does.
     spread = work.spread if see_depth else work.believe
     for_all(lambda t: work.score(t, spread), len(rgb), "motion", progress, arena)
@@ -111,7 +116,8 @@ def dense_depth(
     for_all(lambda t: work.finish(t, spread, known_moving), len(rgb), "depth", progress, arena)
     steady(work.r, work.moving, pairs, state)
     np.maximum(work.r, R_MIN, out=work.r)
-    return DenseDepth(r=work.r, confidence=work.confidence, moving=work.moving)
+    overruled = 0.0 if work.trust is None else work.trust.overrules
+    return DenseDepth(r=work.r, confidence=work.confidence, moving=work.moving, overruled=overruled)
 
 
 Spread = Callable[[int, EdgeWeights, np.ndarray | None], Filled]
@@ -138,10 +144,12 @@ class _Dense:
         self.precision, self.scores = arena.zeros(shape, np.float32), arena.zeros(shape, np.float32)
         self.confidence, self.moving = arena.zeros(shape, np.float32), arena.zeros(shape, np.bool_)
         self.trust: PriorTrust | None = None
+        self.floating = 0.0  # weight of the prior's word about movers against the ground's that they stand on
 
     def chain_prior(self) -> None:
         """Make the prior's frames agree with each other, where there is no parallax to compare them with."""
         if self.prior is not None:
+            self.floating = PRIOR_FLOATING
             factor = chain_prior(self.prior, self.pairs, self.state).astype(np.float32)
             found = self.arena.zeros(self.prior.shape, np.float32)
             for t in range(len(found)):
@@ -167,10 +175,13 @@ class _Dense:
         """Take over what `exchange` found."""
         self.r, self.c, self.next_r, self.next_c = self.next_r, self.next_c, self.r, self.c
 
-    def weigh_prior(self) -> None:
+    def weigh_prior(self, camera_deviation: float) -> None:
         """Find out what the prior is worth next to what was seen."""
         if self.prior is not None:
-            self.trust = measure_trust(self.seen, len(self.r), self.guesses)
+            trust = measure_trust(self.seen, len(self.r), self.guesses, camera_deviation=camera_deviation)
+            if trust.overrules >= NO_DOUBT:
+                trust = trust.agreeing(chain_prior(self.prior, self.pairs, self.state))
+            self.trust, self.floating = trust, PRIOR_FLOATING * trust.overrules
 
     def seen(self, t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Inverse depth, its confidence, that of its logarithm, and the prior as it came."""
@@ -196,7 +207,8 @@ class _Dense:
             value, share = self.trust.apply(self.prior[t], t), float(self.trust.share[t])
             guide = Guide(value=value, weight=self.log_weight(t), share=share)
         filled = fill(self.r[t], self.c[t], weights, self.config.fill, guide, apart)
-        return Filled(value=np.maximum(filled.value, R_MIN), confidence=filled.confidence)
+        filled = Filled(value=np.maximum(filled.value, R_MIN), confidence=filled.confidence)
+        return filled if guide is None or self.trust is None else self.trust.overrule(filled, guide.value)
 
     def believe(self, t: int, weights: EdgeWeights, apart: np.ndarray | None = None) -> Filled:
         """The prior alone, or one constant."""
@@ -219,7 +231,8 @@ class _Dense:
         filled = spread(t, self.weights(t), moving)
         sure = probability(filled.confidence, self.precision[t] * filled.value) * (filled.confidence > 0)
         self.confidence[t] = np.where(moving, 0.3 * sure, sure)
-        self.r[t] = ground_contact(filled.value, labels, self.config.motion)
+        stood = ground_contact(filled.value, labels, self.config.motion)
+        self.r[t] = stood ** (1 - self.floating) * filled.value**self.floating
         self.moving[t] = moving
 
 

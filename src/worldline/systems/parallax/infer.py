@@ -29,6 +29,7 @@ from worldline.systems.parallax.known import (
 )
 from worldline.systems.parallax.observability import CameraSolution
 from worldline.systems.parallax.representation import FlowPairs, take_matches
+from worldline.systems.parallax.uncertainty import camera_deviation
 from worldline.systems.system import Loading, Options
 
 NOTHING_KNOWN = Priors()
@@ -97,7 +98,9 @@ def infer(
     # 3. Cameras: what can be known, focal length, several starts, bundle adjustment.
     solution = clock("cameras", lambda: find_cameras(matches, pairs, known, config, cache, progress))
     # 4. Depth of every pixel, its confidence, and what moves.
-    dense = clock("depth", lambda: find_depth(frames, list(gray), pairs, solution, known, config, progress, arena))
+    dense = clock(
+        "depth", lambda: find_depth(frames, list(gray), pairs, matches, solution, known, config, progress, arena)
+    )
     # 5. World points and scene flow at unit scale.
     arrays = clock("scene", lambda: to_world(pairs, solution, dense, priors, video.size, arena))
     return assemble(video, rgb, solution, dense, arrays, asdict(config), clock)
@@ -125,13 +128,16 @@ def find_depth(
     rgb: list[np.ndarray],
     gray: list[np.ndarray],
     pairs: FlowPairs,
+    matches: Matches,
     solution: CameraSolution,
     known: Known,
     config: ParallaxConfig,
     progress: Progress,
     arena: Arena,
 ) -> DenseDepth:
-    """Depth of every pixel with the cameras found."""
+    """Depth of every pixel with the cameras found, which a prior is weighed against as far as they are loose."""
+    settings = config.cameras
+    loose = (matches, solution, known.focal, settings.sigma_px, settings.focal_spread)
     return dense_depth(
         rgb,
         gray,
@@ -141,6 +147,7 @@ def find_depth(
         see_depth=solution.kind == "full",
         prior=known.inverse,
         known_moving=known.moving,
+        camera_deviation=0.0 if known.inverse is None else camera_deviation(*loose),
         progress=progress,
         arena=arena,
     )

@@ -19,18 +19,23 @@ Cross-validation flatters the prior: what is taken away has texture and neighbou
 was never seen has not (white walls, where small networks err most). There the prior stands alone, and what it then
 knows is the share rho^2 of the variance of inverse depth that it explains on its own. Hence the weight rho^2 w_t. It
 rises to 1, the prior alone, where no plane reaches: A's variance grows as one over its support (`fill.fill`).
+
+All this judges the prior by what parallax saw. Where that may itself be wrong, `belief` says with which weight the
+prior overrules it; by so much its exponent and share count as 1, and its frames agree with each other instead.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from worldline.align.banded import solve_banded
 from worldline.align.flow_adjust import FlowState
+from worldline.systems.parallax.belief import weight_of_prior
+from worldline.systems.parallax.fill import Filled
 from worldline.systems.parallax.representation import FlowPairs, lookup
 
 LARGEST_ERROR = 1.0  # of a log inverse depth: beyond, a guess is simply wrong
@@ -38,6 +43,7 @@ FRAMES = 16  # looked at per clip
 SURE = 0.3  # confidence of inverse depths that guesses are compared with
 LOOKS = 8  # independent looks at the prior that one clip is worth
 LEFT_ALONE = 1e-4  # weight of leaving a frame's scale as it is, where frames are made to agree
+NO_DOUBT = 0.01  # weight of the prior against parallax that is not worth the trouble
 LITTLE = 1e-4  # squared log ratio per pixel that speaks for the prior beforehand
 
 
@@ -49,15 +55,47 @@ class PriorTrust:
         factor: [T] float32, multiplies the prior after the exponent.
         exponent: of the prior, one per clip, in [0, 1.5].
         share: [T] float32 in [0, 1], weight of the prior's guess against that of planes.
+        overrules: weight in [0, 1] of the prior against all that parallax says.
     """
 
     factor: np.ndarray
     exponent: float
     share: np.ndarray
+    overrules: float = 0.0
 
     def apply(self, prior: np.ndarray, t: int) -> np.ndarray:
         """The prior [H, W] of frame t at the scale and contrast of what was seen; 0 stays unknown."""
         return np.where(prior > 0, self.factor[t] * np.where(prior > 0, prior, 1) ** self.exponent, 0)
+
+    def overrule(self, filled: Filled, value: np.ndarray) -> Filled:
+        """Depth from parallax, mixed with the prior's [H, W] as far as that is believed instead; confidence falls."""
+        if self.overrules < NO_DOUBT:
+            return filled
+        mixed = filled.value ** (1 - self.overrules) * np.where(value > 0, value, filled.value) ** self.overrules
+        return Filled(value=mixed.astype(np.float32), confidence=filled.confidence * np.float32(1 - self.overrules))
+
+    def agreeing(self, chain: np.ndarray) -> PriorTrust:
+        """The same with frames that follow `chain` [T], a factor each, as far as parallax is not believed."""
+        chained = self.exponent * np.log(chain)
+        own = np.log(self.factor)
+        chained += np.median(own - chained)
+        factor = np.exp((1 - self.overrules) * own + self.overrules * chained)
+        return replace(self, factor=factor.astype(np.float32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """What parallax and a prior have in common where parallax saw something.
+
+    Attributes:
+        exponent: in [0, 1.5], brings the prior's log contrast to that of what was seen.
+        explained: share of the variance of inverse depth that the prior explains, rho^2.
+        correlation: of log inverse depths.
+    """
+
+    exponent: float
+    explained: float
+    correlation: float
 
 
 Seen = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
@@ -67,7 +105,9 @@ Guesses = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """(frame, mask [H, W] of what may be used, aligned prior [H, W]) -> log inverse depth of A and of B, both [H, W]."""
 
 
-def measure_trust(seen: Seen, count: int, guesses: Guesses, whole: float = 1.0) -> PriorTrust:
+def measure_trust(
+    seen: Seen, count: int, guesses: Guesses, whole: float = 1.0, camera_deviation: float = 0.0
+) -> PriorTrust:
     """Scale, contrast and weight of a prior from how it predicts what parallax saw.
 
     Args:
@@ -75,21 +115,24 @@ def measure_trust(seen: Seen, count: int, guesses: Guesses, whole: float = 1.0) 
         count: frames.
         guesses: makes A and B from part of what was seen.
         whole: frames' worth of the clip's mean in each frame's share.
+        camera_deviation: how loosely the flow holds the cameras, see `belief.weight_of_prior`.
     """
     chosen = np.unique(np.linspace(0, count - 1, FRAMES).astype(int))
-    exponent, explained = contrast(seen, chosen)
+    found = contrast(seen, chosen)
+    overrules = weight_of_prior(found.correlation, camera_deviation)
+    exponent, explained = (1 - overrules) * np.array([found.exponent, found.explained]) + overrules
     factor = scale_prior(seen, count, exponent).astype(np.float32)
-    trust = PriorTrust(factor=factor, exponent=exponent, share=np.ones(count, np.float32))
+    trust = PriorTrust(factor=factor, exponent=float(exponent), share=np.ones(count, np.float32), overrules=overrules)
     top, bottom = np.array([_cross_validate(seen, trust, guesses, int(t)) for t in chosen]).T
     shares = (top + whole * top.mean() + LITTLE) / (bottom + whole * bottom.mean() + LITTLE)
     share = explained * np.interp(np.arange(count), chosen, np.clip(shares, 0, 1))
-    return PriorTrust(factor=factor, exponent=exponent, share=share.astype(np.float32))
+    return replace(trust, share=share.astype(np.float32))
 
 
-def contrast(seen: Seen, chosen: np.ndarray) -> tuple[float, float]:
-    """Exponent in [0, 1.5] that brings the prior's log contrast to that of what was seen, and rho^2.
+def contrast(seen: Seen, chosen: np.ndarray) -> Agreement:
+    """What a prior and what was seen have in common.
 
-    The first is a regression of log r on log prior, the second the correlation of inverse depths (far away, log r is
+    The exponent is a regression of log r on log prior, rho the correlation of inverse depths (far away, log r is
     all noise), both about each frame's medians, robust, and as if a few pixels more had agreed perfectly. Neighbouring
     pixels tell the same: a clip is worth some n = LOOKS of them, so rho^2 becomes 1 - (1 - rho^2) (n - 1) / (n - 2).
     """
@@ -107,7 +150,11 @@ def contrast(seen: Seen, chosen: np.ndarray) -> tuple[float, float]:
         logs += _products(np.clip(np.log(x), -1, 1), np.clip(np.log(y), -1, 1), w)
     exponent = float(np.clip(logs[1] / logs[0], 0, 1.5))
     explained = max(plain[1], 0.0) ** 2 / (plain[0] * plain[2])
-    return exponent, float(np.clip(1 - (1 - explained) * (LOOKS - 1) / (LOOKS - 2), 0, 1))
+    return Agreement(
+        exponent=exponent,
+        explained=float(np.clip(1 - (1 - explained) * (LOOKS - 1) / (LOOKS - 2), 0, 1)),
+        correlation=float(logs[1] / np.sqrt(logs[0] * logs[2])),
+    )
 
 
 def _products(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
