@@ -39,6 +39,7 @@ from worldline.data.synthetic import render_clip
 from worldline.evaluation import trajectory
 from worldline.evaluation.protocols.suites import SYNTHETIC_V1
 from worldline.evaluation.resizing import resize_scene
+from worldline.geometry import fit
 from worldline.geometry.pointmap import scene_depth
 from worldline.io.arena import Arena
 from worldline.io.video import load_video
@@ -230,7 +231,7 @@ def prior_row(truth: Scene4D, timed_only: bool = False) -> dict[str, float]:
 
 
 def fusion(count: int) -> dict[str, Any]:
-    """AbsRel of the embedded network's depth, of parallax and of both, one scale per clip, on rendered clips."""
+    """AbsRel of the embedded network's depth, of parallax and of both, one L1 scale per clip as in the suites."""
     rows = []
     for n in range(count):
         category = CATEGORIES[n % len(CATEGORIES)]
@@ -245,7 +246,11 @@ def fusion(count: int) -> dict[str, Any]:
         found = {"parallax": scene_depth(alone), "both": scene_depth(both)}
         found["network"] = torch.nn.functional.interpolate(network[:, None], truth.size, mode="nearest")[:, 0]
         wanted, mask = scene_depth(truth), truth.valid & (scene_depth(truth) > 0) & (scene_depth(truth) < 1e4)
-        scores = {name: depth_scores(d, wanted, mask & d.isfinite())["abs_rel"] for name, d in found.items()}
+        scores = {}
+        for name, depth in found.items():
+            seen = mask & depth.isfinite()
+            depth, true = depth[seen], wanted[seen]
+            scores[name] = float(((fit.scale_l1(depth, true) * depth - true).abs() / true).mean())
         overrules = both.provenance.report.get("prior_overrules", 0.0)
         rows.append({"category": category, **scores, "prior_overrules": overrules})
     better = np.array([min(row["network"], row["parallax"]) for row in rows])
