@@ -15,7 +15,7 @@ from worldline.systems.parallax.epipolar import search_focal
 from worldline.systems.parallax.grow import interpolate_missing
 from worldline.systems.parallax.observability import CameraSolution
 from worldline.systems.parallax.resect import resect
-from worldline.systems.parallax.statistic import classify, measure, rays
+from worldline.systems.parallax.statistic import classify, failed_gaps, measure, rays
 
 OFFSETS = (1, -1, 2, -2, 4, -4)
 BIG = (120, 180)
@@ -95,6 +95,25 @@ def test_pure_rotation_gives_rotations_focal_and_no_invented_translation(known_f
     assert angle < 3e-3 and np.all(solution.state.w2c[:, :3, 3] == 0)
     assert solution.state.intrinsics[0, 0] == pytest.approx(160, rel=0.03)
     assert any("depth cannot be seen" in warning for warning in solution.warnings)
+
+
+def test_flow_that_fails_at_the_longest_gap_alone_is_not_parallax() -> None:
+    """Patches of the picture jump, each as a whole, between frames far apart, as repeated texture does."""
+    scene, matches = rotating(10)
+    for i, k in zip(*np.nonzero(matches.target >= 0), strict=True):
+        if abs(OFFSETS[k]) == 4:
+            stripe = np.sin(matches.pixels[i][:, :1] / 10) * np.sin(matches.pixels[i][:, 1:] / 10)
+            matches.goal[i, k] += 9.0 * np.sign(OFFSETS[k]) * np.sign(stripe).astype(np.float32)
+    assert failed_gaps(measure(matches, scene.intrinsics), OFFSETS, 0.25) == [4]
+    solution = solve(scene, matches)
+    assert solution.kind == "rotation_only" and "4" not in solution.report["parallax_px"]
+    angle, _ = pose_errors(solution.state.w2c, scene.w2c)
+    assert angle < 3e-3
+
+
+def test_parallax_that_grows_with_the_gap_is_believed() -> None:
+    scene, matches = noisy(12, 0.1)
+    assert failed_gaps(measure(matches, scene.intrinsics), OFFSETS, 0.25) == []
 
 
 def test_a_static_camera_is_static() -> None:

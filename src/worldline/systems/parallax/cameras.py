@@ -27,6 +27,7 @@ from worldline.systems.parallax.statistic import (
     CameraKind,
     Parallax,
     classify,
+    failed_gaps,
     measure,
     rotation_focal,
     still,
@@ -121,6 +122,9 @@ def solve_cameras(
     factor = 1.0 if clip.known_focal else rotation_focal(clip.matches, usual, focal_factors(config))
     rotating = usual * np.array([factor, factor, 1, 1])
     parallax = measure(clip.matches, rotating)
+    if failed := failed_gaps(parallax, clip.offsets, config.floor_px):
+        clip = _without_gaps(clip, failed)
+        parallax = measure(clip.matches, rotating)
     kind: CameraKind = "static" if clip.static else classify(parallax, clip.offsets, config.floor_px)
     standing = parallax if clip.known_focal or kind != "full" else _zooming(clip, usual, config)[1]
     if kind == "full" and classify(standing, clip.offsets, config.floor_px) != "full":
@@ -158,6 +162,12 @@ def solve_cameras(
     solution = CameraSolution(state=state, kind="full", focal=focal, registered=grown.registered)
     numbers = {"cost": cost, "unexplained": share, "focal_deviation": deviation}
     return describe(solution, parallax, clip.offsets, config.low_px, numbers, grown.doubt)
+
+
+def _without_gaps(clip: Clip, gaps: list[int]) -> Clip:
+    """The clip without the matches between frames so far apart."""
+    away = np.isin(np.abs(clip.offsets), gaps)
+    return replace(clip, matches=replace(clip.matches, target=np.where(away, -1, clip.matches.target).astype(np.int32)))
 
 
 def _weak(clip: Clip, parallax: Parallax, config: CameraConfig) -> bool:

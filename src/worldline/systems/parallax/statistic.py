@@ -16,6 +16,9 @@ from worldline.align.flow_adjust import Matches, blocks
 ZOOM_SHARE = 0.5
 """A zoom is believed where it leaves less than this share of what rotations leave."""
 
+FAILED_GROWTH = 6.0
+"""Parallax of one gap over that of the next shorter one at which flow has failed; motion makes it 2 to 4."""
+
 CameraKind = Literal["full", "rotation_only", "static"]
 MEASURED_AT_ONCE = 64  # hosts whose rays are in memory at a time
 
@@ -85,6 +88,18 @@ def classify(parallax: Parallax, offsets: tuple[int, ...], floor_px: float) -> C
     if not any(value > floor_px for value in parallax.by_gap(offsets, "motion_px").values()):
         return "static"
     return "full" if any(value > floor_px for value in parallax.by_gap(offsets).values()) else "rotation_only"
+
+
+def failed_gaps(parallax: Parallax, offsets: tuple[int, ...], floor_px: float) -> list[int]:
+    """Frame gaps at which there is far more parallax than shorter ones could add up to: flow that has failed there.
+
+    Frames that far apart look too different to be matched, but the wrong matches agree both ways here and there.
+    """
+    by_gap = sorted((gap, value) for gap, value in parallax.by_gap(offsets).items() if np.isfinite(value))
+    for (_, shorter), (gap, value) in zip(by_gap[:-1], by_gap[1:], strict=True):
+        if value > FAILED_GROWTH * max(shorter, floor_px):
+            return [longer for longer, _ in by_gap if longer >= gap]
+    return []
 
 
 def still(parallax: Parallax, offsets: tuple[int, ...], floor_px: float) -> bool:
