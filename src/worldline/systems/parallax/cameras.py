@@ -50,6 +50,7 @@ class CameraConfig:
         floor_px: parallax below this at every gap means there is no translation to see (flow noise is about 0.07).
         low_px: parallax below this at every gap is reported as weak.
         noise_share: above this share of the rotations' residual left by the full solution, it explained noise.
+        zoom_noise_share: the same where a zoom explains most of what rotations alone do not: there it has a rival.
         longest_focal: of a camera that stands and zooms, in units of the longer side.
         least_zoom: change of log focal length over the clip from which a standing camera is said to zoom.
         focal_range: smallest and largest focal length searched, in units of the longer side.
@@ -68,6 +69,7 @@ class CameraConfig:
     floor_px: float = 0.25
     low_px: float = 1.0
     noise_share: float = 0.4
+    zoom_noise_share: float = 0.33
     least_zoom: float = 0.04
     longest_focal: float = 6.0
     focal_range: tuple[float, float] = (0.45, 2.2)
@@ -147,7 +149,8 @@ def solve_cameras(
     # 5. Bundle adjustment over everything; was it parallax that it explained?
     state, cost = refine(clip, grown, config, config.iterations, with_prior=_weak(clip, parallax, config))
     share = unexplained(clip.matches, state, clip.offsets, standing)
-    if share > config.noise_share:
+    rival = zooms(standing, parallax, clip.offsets)
+    if share > (config.zoom_noise_share if rival else config.noise_share):
         return _without_translation(clip, rotating, "rotation_only", parallax, config)
     # 6. A focal length that the motion does not show is a usual one.
     deviation = focal_deviation(_problem(clip, config, config.sigma_px), state)
