@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from copy import copy
 from dataclasses import dataclass, replace
 
 import pytest
@@ -131,6 +132,16 @@ def test_points_are_decoded_as_asked(model, monkeypatch):
     assert float(own.confidence[known].std()) > 0
     for found in (certain, common):
         assert torch.allclose(found.confidence[found.confidence > 0], torch.tensor(1.0))
+
+
+def test_a_model_that_does_not_denoise_has_neither_steps_nor_seeds(model):
+    settled = copy(model)
+    settled.config = replace(model.config, deterministic=True)
+    rows = list(ablation.rows(video(8), settled, InferConfig(final="clean"), seeds=(0, 1)))
+    assert {row.seed for row in rows} == {0}
+    tables = {row.table for row in rows}
+    assert ablation.STEP_TABLE not in tables and len(tables) == 3
+    assert not any("as one" in row.name for row in rows)
 
 
 def test_windows_are_seen_once_for_all_rows_that_can_share_them(model, monkeypatch, told):

@@ -15,7 +15,7 @@ from worldline.cli import main
 from worldline.data.synthetic import render_clip
 from worldline.evaluation import ablation as judging
 from worldline.systems.geo4d import ablation
-from worldline.systems.geo4d.recipes import MINI_STEPS
+from worldline.systems.geo4d.recipes import DIRECT_STEPS, MINI_STEPS
 from worldline.systems.geo4d.system import MINI_CHECKPOINT, load_mini
 from worldline.systems.registry import card
 from worldline.systems.system import Loading, Options
@@ -37,8 +37,8 @@ def test_it_is_small_and_says_what_it_is(about, system):
     assert MINI_CHECKPOINT.stat().st_size <= 16_000_000
     assert about["sha256"] == hashlib.sha256(MINI_CHECKPOINT.read_bytes()).hexdigest() == system.weights_sha256
     assert about["license"] == "Apache-2.0" and about["command"] and about["git_revision"] and "seed" in about
-    assert {stage["name"]: stage["steps"] for stage in about["stages"]} == MINI_STEPS
-    for name in MINI_STEPS:
+    assert {stage["name"]: stage["steps"] for stage in about["stages"]} == MINI_STEPS | DIRECT_STEPS
+    for name in MINI_STEPS | DIRECT_STEPS:
         assert (MINI_CHECKPOINT.parent / f"{name}.jsonl").is_file()
     assert "Apache-2.0" in (MINI_CHECKPOINT.parent / "README.md").read_text()
 

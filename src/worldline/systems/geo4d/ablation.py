@@ -141,12 +141,16 @@ class SeenWindows:
 def rows(video: Video, model: Geo4D, config: InferConfig, seeds: Sequence[int] = (0,)) -> Iterator[Row]:
     """Every row of every table; the modalities for each seed, the rest for the first.
 
+    A deterministic model has neither seeds nor steps: one seed counts, and the table of steps is left out.
+
     Args:
         video: longer than the model's window, or strides make no difference.
         model: the networks.
         config: how the system is used when nothing is varied.
         seeds: of the noise.
     """
+    denoises = not model.config.deterministic
+    seeds = seeds if denoises else seeds[:1]
     config = replace(config, seeds=(seeds[0],), modalities=MODALITIES, point_decoder="uncertain")
     seen = {seed: SeenWindows() for seed in seeds}
     for seed in seeds:
@@ -158,7 +162,7 @@ def rows(video: Video, model: Geo4D, config: InferConfig, seeds: Sequence[int] =
         name = stride_name(stride)
         yield _scene_row(STRIDE_TABLE, name, video, model, replace(config, stride=stride), seen[seeds[0]])
     first = video.select(slice(model.config.window))
-    for steps in STEPS:
+    for steps in STEPS if denoises else ():
         ends: tuple[ddim.Final, ...] = ("published", "unscaled", "clean") if steps in ENDS_AT else (config.final,)
         for end in ends:
             varied = replace(config, steps=steps, final=end)
