@@ -54,9 +54,7 @@ def run(args: Geo4DAblation) -> int:
     if args.frames <= window:
         raise ValueError(f"Strides differ only on clips longer than a window; give --frames above {window}.")
     if system.model.config.deterministic:
-        note(
-            "note: these weights do not denoise, so steps and seeds are left out (`train geo4d-mini --no-direct`)."
-        )
+        note("note: these weights do not denoise, so steps and seeds are left out (`train geo4d-mini --no-direct`).")
     clips = judging.held_out_clips(args.clips, args.frames, args.size)
     # 2. every row on every clip
     seeds = tuple(range(args.seeds))

@@ -152,8 +152,8 @@ CARDS = {
             multiple=2,
             needs=(),
             load=_geo4d_mini,
-            caution="weak: neither points nor cameras nor disparity beat predictors that do not look at the video; "
-            "all are marked unreliable, and auto does not use it",
+            caution="weak: neither points nor cameras nor disparity clearly beat predictors that do not look at "
+            "the video; all are marked unreliable, and auto does not use it",
         ),
         Card(
             name="geo4d",
