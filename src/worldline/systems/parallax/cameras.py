@@ -15,6 +15,7 @@ from worldline.systems.parallax.flow import workers
 from worldline.systems.parallax.grow import Grown, extend, grow, normalise, retriangulate
 from worldline.systems.parallax.observability import (
     CORRELATED,
+    NOISE_PX,
     CameraSolution,
     describe,
     focal_deviation,
@@ -125,8 +126,8 @@ def solve_cameras(
     rotating = usual * np.array([factor, factor, 1, 1])
     parallax = measure(clip.matches, rotating)
     if failed := failed_gaps(parallax, clip.offsets, config.floor_px):
-        clip = _without_gaps(clip, failed)
-        parallax = measure(clip.matches, rotating)
+        found = solve_cameras(_without_gaps(clip, failed), config, progress)
+        return replace(found, report={**found.report, "failed_gaps": failed})
     kind: CameraKind = "static" if clip.static else classify(parallax, clip.offsets, config.floor_px)
     standing = parallax if clip.known_focal or kind != "full" else _zooming(clip, usual, config)[1]
     if kind == "full" and classify(standing, clip.offsets, config.floor_px) != "full":
@@ -175,7 +176,7 @@ def _without_gaps(clip: Clip, gaps: list[int]) -> Clip:
 
 def _weak(clip: Clip, parallax: Parallax, config: CameraConfig) -> bool:
     """Whether there is so little parallax that a depth prior helps the cameras."""
-    return max(parallax.by_gap(clip.offsets).values()) < config.prior_below_px
+    return bool(np.nanmax(list(parallax.by_gap(clip.offsets).values())) < config.prior_below_px)
 
 
 def _zooming(clip: Clip, intrinsics: np.ndarray, config: CameraConfig) -> tuple[np.ndarray, Parallax]:
@@ -238,7 +239,7 @@ def to_first_camera(state: FlowState) -> FlowState:
 
 
 def _problem(clip: Clip, config: CameraConfig, sigma_px: float) -> FlowProblem:
-    noise = CORRELATED * (0.25 / config.focal_spread) ** 2  # matches are good to 0.25 px
+    noise = CORRELATED * (NOISE_PX / config.focal_spread) ** 2
     return FlowProblem(
         matches=clip.matches,
         sigma_px=sigma_px,

@@ -16,6 +16,8 @@ MOST_HOSTS = 256
 FocalKind = Literal["given", "estimated", "not_observable"]
 CORRELATED = 50.0
 """Neighbouring matches share their errors: so many count as one (calibrated on clips with truth)."""
+NOISE_PX = 0.25
+"""Usual error of a match."""
 DOUBTFUL = 0.2
 """Log factor between rival scales from which on the scale is in doubt: about a quarter."""
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from worldline.align.flow_adjust import R_MIN, FlowState, Matches, host_costs
 from worldline.systems.parallax.grow import Grown
-from worldline.systems.parallax.observability import CORRELATED, doubtful
+from worldline.systems.parallax.observability import CORRELATED, NOISE_PX, doubtful
 
 WHOLE = 24
 """A clip of so many frames is reconstructed whole, from every start."""
@@ -34,8 +34,6 @@ SCALES = np.linspace(-1.2, 1.2, 25)
 """Changes of log scale tried where two pieces meet."""
 JUMP = 0.3
 """Usual change of log median depth from one frame to the next where pieces meet (standard deviation)."""
-NOISE_PX = 0.25
-"""Usual error of a match."""
 CHANGE = 0.1
 """Penalty for a change of piece, in mean costs of a frame."""
 RIVAL = 1.1
@@ -137,10 +135,8 @@ def retied(matches: Matches, grown: Grown, sigma_px: float) -> Grown:
     for start in doubtful(doubt) + 1:
         whole = Piece(first=0, state=state, registered=grown.registered)
         moved = _attached(matches, state, grown.registered, whole, whole, int(start), sigma_px)
-        if moved is None:
-            continue
-        state = replace(state, w2c=state.w2c.copy(), r=state.r.copy())
-        state.w2c[start:], state.r[start:] = moved.state.w2c[start:], moved.state.r[start:]
+        if moved is not None:
+            _put(state, grown.registered.copy(), moved, int(start))
     return replace(grown, state=state)
 
 
