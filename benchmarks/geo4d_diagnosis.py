@@ -27,7 +27,7 @@ from worldline.geometry import pointmap
 from worldline.scene import Video
 from worldline.systems.geo4d import representation as rep
 from worldline.systems.geo4d.networks import Geo4D, build
-from worldline.systems.geo4d.objective import condition_latents, target_latents
+from worldline.systems.geo4d.objective import conditions, target_latents
 from worldline.systems.geo4d.pretrained import load_file
 from worldline.training.stages import load_weights, read_prior
 
@@ -58,7 +58,7 @@ def network(weights: Path, autoencoder: Path) -> Geo4D:
 
 def predicted(model: Geo4D, frames: Float[Tensor, "1 T H W 3"], noise: Float[Tensor, "1 C T h w"]) -> Tensor:
     """Clean latents of one step from this noise."""
-    seen, context = condition_latents(model, frames), model.prepared_context(frames.device)
+    seen, context = conditions(model, frames), model.prepared_context(frames.device)
     fps = torch.tensor([FPS])
     return ddim.sample(
         lambda x, timestep: model.unet(torch.cat([x, seen], dim=1), timestep, context, fps),

@@ -11,10 +11,13 @@ from safetensors.torch import save_file
 from geo4d_tiny import SMALL, live, video
 from worldline.data.synthetic import render_batch
 from worldline.diffusion import ddim
+from worldline.flow.neighbours import flow_between
 from worldline.geometry import raymap
-from worldline.systems.geo4d import direct, recipes
+from worldline.systems import flow_input
+from worldline.systems.geo4d import direct, frames, recipes
 from worldline.systems.geo4d.config import mini_config
-from worldline.systems.geo4d.networks import build
+from worldline.systems.geo4d.frames import flow_cells
+from worldline.systems.geo4d.networks import build, widened
 from worldline.systems.geo4d.objective import target_latents
 from worldline.systems.geo4d.observe import InferConfig, Observer
 from worldline.systems.geo4d.train import _begin, to_clips
@@ -110,7 +113,7 @@ def test_a_stage_begins_with_the_encoder_it_names(tmp_path):
     path = tmp_path / "encoder.safetensors"
     given = {f"condition_vae.{k}": torch.full_like(v, 0.25) for k, v in networks.condition_vae.state_dict().items()}
     save_file(given, path)
-    stage = replace(next(s for s in recipes.mini(direct=True).stages if s.encoder), encoder=path)
+    stage = replace(next(s for s in recipes.mini().stages if s.encoder), encoder=path, measure_latents=False)
     start = Start(batches=lambda model: None, kept=tmp_path / "kept.json")  # type: ignore[arg-type, return-value]
     begun = _begin(networks, stage, start)
     assert all(bool((value == 0.25).all()) for value in begun.condition_vae.state_dict().values())
@@ -120,8 +123,94 @@ def test_a_stage_begins_with_the_encoder_it_names(tmp_path):
 
 def test_the_shipped_encoder_fits():
     path = recipes.ENCODER
-    stage = next(s for s in recipes.mini(direct=True).stages if s.encoder == path)
+    stage = replace(next(s for s in recipes.mini().stages if s.encoder == path), measure_latents=False)
     networks = build(mini_config())
     start = Start(batches=lambda model: None, kept=path.with_name("none.json"))  # type: ignore[arg-type, return-value]
     before = networks.condition_vae.state_dict()["encoder.conv_in.weight"].clone()
     assert not torch.equal(_begin(networks, stage, start).condition_vae.state_dict()["encoder.conv_in.weight"], before)
+
+
+def test_mini_checkpoints_and_export_stay_within_their_budgets():
+    recipe = recipes.mini()
+    networks = build(recipe.networks, meta=True)
+    for stage in recipe.stages:
+        trained = sum(v.numel() for name, v in networks.named_parameters() if name.startswith(stage.trainable))
+        assert trained * 4 * 4 < 60 * 2**20, stage.train.name  # weights, average and two moments in float32
+    assert sum(v.numel() for v in build(recipe.networks, meta=True, encoders=False).parameters()) * 2 <= 16_000_000
+
+
+FLOW = replace(SMALL, optical_flow=True, unet=replace(SMALL.unet, in_channels=10 + 24), deterministic=True, steps=1)
+
+
+def test_networks_that_read_flow_need_the_channels_for_it():
+    with pytest.raises(ValueError, match="34 channels in"):
+        replace(SMALL, optical_flow=True)
+    assert FLOW.with_modalities(("points",)).unet.in_channels == 34 - 6
+    same = widened(build(FLOW.with_modalities(("points",))), FLOW.modalities)
+    assert same.config == FLOW
+
+
+def test_flow_cells_are_means_at_their_places():
+    maps = torch.arange(6.0)[:, None, None] + torch.zeros(2, 6, 8, 12)
+    maps[:, 0, :2, :3] += 16  # the upper left place of the first cell of 2 x 2 cells
+    cells = flow_cells(maps, (2, 2)).unflatten(1, (6, 2, 2))
+    assert cells.shape == (2, 6, 2, 2, 2, 2)
+    expected = torch.arange(6.0)[:, None, None, None, None].expand(6, 2, 2, 2, 2).clone()
+    expected[0, 0, 0, 0, 0] += 16
+    torch.testing.assert_close(cells[0], expected)
+
+
+def test_training_and_inference_tell_the_network_the_same_flow(monkeypatch):
+    """Exact flow of a scene, and estimated flow of its pictures: the same numbers but for errors."""
+    exact = flow_input.FlowNoise(low=1e-7, high=2e-7, dropout=0.0)
+    monkeypatch.setattr(flow_input, "FlowNoise", lambda: exact)
+    rendered = render_batch([731_000_004], frames=4, size=(96, 128))
+    told = to_clips(rendered, [0, 1, 2, 3], flow_seed=1).flow
+    assert told is not None and told.shape == (1, 4, 6, 96, 128)
+    clip = video(4, (96, 128))
+    clip = replace(clip, frames=rendered.rgb[0])
+    observer = Observer(clip, live(build(FLOW)), InferConfig(final="clean"))
+    found, true = flow_cells(observer.flow.of(range(4)), (6, 8)), flow_cells(told[0], (6, 8))
+    forward = [place for channel in (0, 1) for place in range(4 * channel, 4 * channel + 4)]
+    assert float((found - true)[:3, forward].abs().median()) < 0.2 * float(true[:3, forward].abs().median())
+    assert bool((found[3, :12] == 0).all()) and bool((found[0, 12:] == 0).all())  # no neighbour there
+
+
+def test_each_pair_of_frames_is_estimated_once(monkeypatch):
+    asked = []
+
+    def counted(pictures):
+        asked.append(len(pictures))
+        return flow_between(pictures)
+
+    monkeypatch.setattr(frames, "flow_between", counted)
+    clip = video(8, (32, 48))
+    flow = frames.FrameFlow(clip, frames.Fit.of(clip.size, 16), 16 * 24)
+    whole = frames.FrameFlow(clip, frames.Fit.of(clip.size, 16), 16 * 24).of(range(8))
+    first, second = flow.of(range(4)), flow.of(range(2, 6))
+    assert asked == [8, 4, 3]  # frames 0 to 3, then 3 to 5
+    torch.testing.assert_close(first[:3, :3], whole[:3, :3])
+    torch.testing.assert_close(second[1:3], whole[3:5])
+    assert first.shape == (4, 6, 32, 48)
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, (16, 24)), (3, (17, 40)), (4, (8, 12))])
+def test_flow_reaches_the_network_unless_it_is_not_wanted(count, size):
+    model, clip = live(build(FLOW)), video(count, size)
+    config = InferConfig(final="clean")
+    with_flow = Observer(clip, model, config).observe(range(count))
+    without = Observer(clip, model, replace(config, optical_flow=False)).observe(range(count))
+    assert bool(with_flow.points.isfinite().all()) and with_flow.points.shape == (count, *size, 3)
+    seen = count > 1 and min(size) >= 16  # there is a neighbour, and something to match
+    assert torch.equal(with_flow.points, without.points) != seen
+
+
+def test_flow_reaches_the_loss(clips):
+    model = live(build(FLOW))
+    told = to_clips(render_batch([3, 8], frames=4, size=(16, 24)), [0, 1, 2, 3], flow_seed=2)
+    again = to_clips(render_batch([3, 8], frames=4, size=(16, 24)), [0, 1, 2, 3], flow_seed=2)
+    assert torch.equal(told.flow, again.flow)
+    with torch.no_grad():
+        seen = direct.direct_latents(model, told.frames, told.fps, told.flow)
+        blind = direct.direct_latents(model, told.frames, told.fps)
+    assert not torch.equal(seen, blind)

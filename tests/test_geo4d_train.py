@@ -109,9 +109,12 @@ def test_point_terms_judge_only_what_is_there():
     assert float(near) == pytest.approx(10 * float(far), rel=1e-4)
 
 
-def tiny(steps: int) -> recipes.Recipe:
+SMALL_WITH_FLOW = replace(SMALL, optical_flow=True, unet=replace(SMALL.unet, in_channels=10 + 24))
+
+
+def tiny(steps: int, *, direct: bool = False) -> recipes.Recipe:
     """The mini recipe with the smallest networks, sizes and steps."""
-    mini = recipes.mini(direct=True)
+    mini = recipes.mini(direct=direct)
 
     def smaller(stage: recipes.Stage) -> recipes.Stage:
         train = replace(
@@ -120,25 +123,27 @@ def tiny(steps: int) -> recipes.Recipe:
         clips = recipes.ClipConfig(sizes=((16, 24), (16, 16)), views=((3, 1), (3, 2)))
         return replace(stage, train=train, clips=clips, encoder=None)
 
-    return replace(mini, networks=SMALL, stages=tuple(smaller(stage) for stage in mini.stages))
+    networks = replace(SMALL_WITH_FLOW, deterministic=True) if direct else SMALL
+    return replace(mini, networks=networks, stages=tuple(smaller(stage) for stage in mini.stages))
 
 
 class Killed(Exception):
     pass
 
 
-def test_a_recipe_runs_resumes_and_exports(tmp_path):
-    whole = run(tiny(2), tmp_path / "whole")
+@pytest.mark.parametrize(("direct", "cut"), [(False, "points"), (True, "direct")])
+def test_a_recipe_runs_resumes_and_exports(direct, cut, tmp_path):
+    whole = run(tiny(2, direct=direct), tmp_path / "whole")
     assert whole.finished and whole.model.config.modalities == MODALITIES
 
     def kill(name, done, total):
-        if (name, done) == ("points", 1):
+        if (name, done) == (cut, 1):
             raise Killed
 
     with pytest.raises(Killed):
-        run(tiny(2), tmp_path / "killed", progress=kill)
+        run(tiny(2, direct=direct), tmp_path / "killed", progress=kill)
     torch.randn(5)
-    resumed = run(tiny(2), tmp_path / "killed")
+    resumed = run(tiny(2, direct=direct), tmp_path / "killed")
     expected, found = whole.model.state_dict(), resumed.model.state_dict()
     assert whole.model.config == resumed.model.config
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -167,7 +172,7 @@ def test_stages_train_only_what_they_name(tmp_path):
 
 
 def test_modalities_join_step_by_step():
-    for recipe in (recipes.mini(), recipes.paper()):
+    for recipe in (recipes.mini(direct=False), recipes.paper()):
         denoising = [s for s in recipe.stages if isinstance(s.objective, training.DenoisingObjective)]
         assert [len(stage.modalities) for stage in denoising] == [1, 1, 4]
         assert [len(set(stage.clips.sizes)) > 1 for stage in denoising] == [False, True, True]

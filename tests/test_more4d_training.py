@@ -20,10 +20,11 @@ from worldline.geometry.camera import intrinsics_from_focal
 from worldline.geometry.normalize import DepthGuidedMotion
 from worldline.geometry.pointmap import from_depth, to_camera
 from worldline.io.tensors import WeightsError
-from worldline.systems.more4d import lora, pretrained, recipes, train, transformer
+from worldline.systems.more4d import infer, lora, pretrained, recipes, train, transformer
 from worldline.systems.more4d.config import mini_config
+from worldline.systems.more4d.depth import GivenDepth
 from worldline.systems.more4d.networks import MoRe4D, build
-from worldline.systems.more4d.objective import VaeObjective, train_only
+from worldline.systems.more4d.objective import GeneratorObjective, VaeObjective, train_only
 from worldline.systems.more4d.published import image_keys, published_transformer_key, text_key
 from worldline.systems.more4d.samples import fill_samples, motion_samples
 from worldline.systems.more4d.start import StartingWeights
@@ -400,3 +401,36 @@ def test_blocking_4_and_14_no_addresses_or_paths_in_the_code() -> None:
 def test_train_only_refuses_names_that_fit_nothing() -> None:
     with pytest.raises(ValueError, match="nonsense"):
         train_only(model(), ("nonsense.",))
+
+
+def test_a_deterministic_generator_is_trained_to_answer_as_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks, samples = model(), motion(count=1)
+    networks.config = replace(TINY, deterministic=True)
+    latent = networks.vae.encode(samples.motion.movedim(-1, 1)).mean.detach()
+    asked = []
+
+    def answer(told: torch.Tensor, t: torch.Tensor, *rest: object, **named: object) -> torch.Tensor:
+        asked.append((told[:, : latent.shape[1]].abs().max().item(), t.tolist()))
+        return -latent.to(told)
+
+    monkeypatch.setattr(networks.generator, "forward", answer)
+    objective = GeneratorObjective(text_dropout=0.0, from_mean=True)
+    assert float(objective(networks, samples, torch.Generator().manual_seed(0))["velocity"]) < 1e-10
+    prior = GivenDepth(depth=samples.depth[0], intrinsics=intrinsics_from_focal(20.0, (16, 24)))
+    sampling = infer.SamplingConfig(steps=1, guidance=2.0, seed=3)
+    tracks = infer.generate(samples.image[0], "a ball rolls", networks, prior, sampling)
+    assert set(map(str, asked)) == {"(0.0, [1000.0])"}  # no noise, the highest level, in training and inference
+    again = infer.generate(samples.image[0], "a ball rolls", networks, prior, replace(sampling, seed=4))
+    assert torch.equal(tracks.points, again.points)
+    with pytest.raises(ValueError, match="in one step"):
+        infer.generate(samples.image[0], "a ball rolls", networks, prior, replace(sampling, steps=2))
+
+
+def test_mini_checkpoints_and_export_stay_within_their_budgets() -> None:
+    recipe = recipes.mini()
+    networks = build(recipe.networks, meta=True)
+    for stage in recipe.stages:
+        names = set(stage.begin(networks))
+        trained = sum(value.numel() for name, value in networks.named_parameters() if name in names)
+        assert trained * 4 * 4 < 60 * 2**20, stage.train.name  # weights, average and two moments in float32
+    assert sum(value.numel() for value in networks.parameters()) * 2 <= 24_000_000

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from worldline.io.atomic import atomic_file
 from worldline.scene import Progress, no_progress
@@ -62,6 +64,14 @@ class _Step(nn.Module):
     def forward(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
         with torch.autocast(generator.device.type, torch.bfloat16, enabled=self.bf16):
             return self.objective(self.model, batch, generator)
+
+
+def _attention(device: torch.device) -> AbstractContextManager[None]:
+    """Plain attention on a CPU, where the flash kernel's gradient takes several times as long for some hundred tokens.
+
+    It must hold in the backward pass, too: what is recomputed there has to meet the same kernel.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def train(
@@ -164,9 +174,11 @@ class _Run:
             if self.engine:  # it makes its step inside of `backward`
                 self.accelerator.gradient_state._set_sync_gradients(part == parts - 1)
             index = (step * parts + part) * self.accelerator.num_processes + self.accelerator.process_index
-            losses = self.module(self._batch(index), self._generator(index))
-            total = sum(weight * losses[name] for name, weight in config.weights.items())
-            self.accelerator.backward(total / parts)
+            batch, generator = self._batch(index), self._generator(index)
+            with _attention(self.accelerator.device):
+                losses = self.module(batch, generator)
+                total = sum(weight * losses[name] for name, weight in config.weights.items())
+                self.accelerator.backward(total / parts)
             for name, value in {**losses, "total": total}.items():
                 sums[name] = sums.get(name, 0) + value.detach() / parts
         clipped = self.accelerator.clip_grad_norm_(list(self.parameters.values()), config.gradient_clip)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
+from worldline.systems import flow_input
+
 Modality = Literal["points", "ray_direction", "ray_moment", "disparity"]
 MODALITIES: tuple[Modality, ...] = ("points", "ray_direction", "ray_moment", "disparity")
 """Order of the latent channels."""
+FLOW_CELLS = 2
+"""Places per latent cell and side at which a network that reads optical flow is told of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +140,8 @@ class Geo4DConfig:
         moment_gain: ray moments are multiplied by it for the network (the published one is not in the code; 1 is what
             inference assumes).
         deterministic: the sampler begins with zeros in place of noise and takes one step (`direct`).
+        optical_flow: beside the latent of the video the U-Net reads optical flow to the neighbouring frames
+            (`flow_input`), zeros where there is none; published networks do not.
     """
 
     modalities: tuple[Modality, ...] = MODALITIES
@@ -149,15 +155,17 @@ class Geo4DConfig:
     fps: int | None = 24
     moment_gain: float = 1.0
     deterministic: bool = False
+    optical_flow: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot work together."""
         noisy, seen = self.latent_channels * len(self.modalities), (self.condition_vae or self.vae).latent_channels
         if self.point_vae.latent_channels != self.vae.latent_channels:
             raise ValueError("Points are encoded by the common autoencoder; give both as many latent channels.")
-        if (self.unet.in_channels, self.unet.out_channels) != (noisy + seen, noisy):
+        wanted = noisy + seen + self.flow_channels
+        if (self.unet.in_channels, self.unet.out_channels) != (wanted, noisy):
             raise ValueError(
-                f"{len(self.modalities)} modalities need a U-Net with {noisy + seen} channels in and {noisy} out, "
+                f"{len(self.modalities)} modalities need a U-Net with {wanted} channels in and {noisy} out, "
                 f"not {self.unet.in_channels} and {self.unet.out_channels}."
             )
         if not self.modalities or self.modalities != tuple(m for m in MODALITIES if m in self.modalities):
@@ -167,6 +175,11 @@ class Geo4DConfig:
     def latent_channels(self) -> int:
         """Latent channels of one modality."""
         return self.vae.latent_channels
+
+    @property
+    def flow_channels(self) -> int:
+        """Channels of optical flow that the U-Net reads."""
+        return flow_input.CHANNELS * FLOW_CELLS**2 if self.optical_flow else 0
 
     @property
     def size_multiple(self) -> int:
@@ -209,17 +222,18 @@ def checked(kind: type, values: dict[str, Any]) -> Any:
 def mini_config() -> Geo4DConfig:
     """The small size: same classes, 1/8-resolution latents; what inference needs is below 8 M parameters.
 
-    It has its own condition encoder, trained with the U-Net, as no autoencoder of pictures was ever trained here; and
-    a small learned context in place of the published constant one.
+    It has its own condition encoder, trained with the U-Net, as no autoencoder of pictures was ever trained here; a
+    small learned context in place of the published constant one; and it reads optical flow. What is trained at a time
+    (3.9 M at most) keeps a checkpoint with averages and moments below 60 MiB.
     """
     vae = VaeConfig(channels=(16, 32, 64, 64), blocks=1, latent_channels=8, scaling_factor=1.0, norm_groups=8)
     seen = replace(vae, channels=(16, 32, 64, 96), latent_channels=24)
     return Geo4DConfig(
         unet=UNetConfig(
-            in_channels=4 * 8 + 24,
+            in_channels=4 * 8 + 24 + flow_input.CHANNELS * FLOW_CELLS**2,
             out_channels=4 * 8,
             model_channels=48,
-            channel_mult=(1, 2),
+            channel_mult=(1, 1),
             num_res_blocks=1,
             attention_levels=(0, 1),
             head_channels=16,
@@ -237,4 +251,5 @@ def mini_config() -> Geo4DConfig:
         steps=1,
         fps=None,
         moment_gain=4.0,
+        optical_flow=True,
     )

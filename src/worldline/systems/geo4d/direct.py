@@ -24,7 +24,7 @@ from worldline.systems.geo4d.networks import Geo4D
 from worldline.systems.geo4d.objective import (
     NEAREST,
     Clips,
-    condition_latents,
+    conditions,
     flat,
     masked_mean,
     point_terms,
@@ -55,7 +55,7 @@ class DirectObjective:
     def __call__(self, model: Geo4D, clips: Clips, generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         """Latent errors by the modality's name; terms of decoded points, disparity and rays."""
         chosen = some_frames(clips, self.decoded, generator)
-        predicted = direct_latents(model, clips.frames, clips.fps)[:, :, chosen]
+        predicted = direct_latents(model, clips.frames, clips.fps, clips.flow)[:, :, chosen]
         truth = _of_frames(clips.pictures, chosen)
         error = model.split((predicted - target_latents(model, truth)).square())
         terms: dict[str, Tensor] = {name: value.mean() for name, value in error.items()}
@@ -92,11 +92,14 @@ class DirectObjective:
 
 
 def direct_latents(
-    model: Geo4D, frames: Float[Tensor, "B T H W 3"], fps: Float[Tensor, " B"]
+    model: Geo4D,
+    frames: Float[Tensor, "B T H W 3"],
+    fps: Float[Tensor, " B"],
+    flow: Float[Tensor, "B T 6 H W"] | None = None,
 ) -> Float[Tensor, "B C T h w"]:
-    """Scaled latents of all modalities from the video alone; clips may be shorter than the model's window."""
+    """Scaled latents of all modalities from the video and its flow; clips may be shorter than the model's window."""
     schedule, count = ddim.zero_snr_schedule(), frames.shape[1]
-    seen = condition_latents(model, frames)
+    seen = conditions(model, frames, flow)
     nothing = seen.new_zeros(len(seen), model.config.unet.out_channels, *seen.shape[2:])
     last = len(schedule.alphas_cumprod) - 1
     timestep = torch.full((len(seen),), last, device=seen.device)

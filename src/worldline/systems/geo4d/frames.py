@@ -1,4 +1,4 @@
-"""Video frames -> what the networks read, and maps back to the video's pixels; padded, never stretched."""
+"""Frames of a video and their optical flow as the networks read them, and maps back to its pixels; never stretched."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from worldline.flow.neighbours import flow_between
 from worldline.scene import Video
+from worldline.systems import flow_input
+from worldline.systems.geo4d.config import FLOW_CELLS
 from worldline.systems.geo4d.vae import Geo4DVae
 
 
@@ -56,9 +59,13 @@ class Fit:
         if self.inner != self.size:
             shrunk = F.interpolate(pictures, self.inner, mode="bicubic", align_corners=False, antialias=True)
             pictures = shrunk.clamp(0, 1)
+        return self.pad(pictures * 2 - 1)
+
+    def pad(self, maps: Float[Tensor, "N C h2 w2"]) -> Float[Tensor, "N C h w"]:
+        """Maps of `inner` size as maps of `outer` size."""
         top, left = self.corner
         bottom, right = self.outer[0] - self.inner[0] - top, self.outer[1] - self.inner[1] - left
-        return F.pad(pictures * 2 - 1, (left, right, top, bottom), mode="replicate")
+        return F.pad(maps, (left, right, top, bottom), mode="replicate")
 
     def crop(self, maps: Float[Tensor, "N C h w"]) -> Float[Tensor, "N C h2 w2"]:
         """The real pixels of padded maps; maps decoded at reduced size are first brought to the padded size."""
@@ -98,3 +105,45 @@ class FrameLatents:
             latents = self._vae.encode(pictures.to(dtype)).mode().float()
             self._known.update(zip(part, latents, strict=True))
         return torch.stack([self._known[index] for index in frames])
+
+
+def flow_cells(maps: Float[Tensor, "N 6 H W"], latent: tuple[int, int]) -> Float[Tensor, "N C h w"]:
+    """Channels of optical flow as the U-Net reads them: means at FLOW_CELLS x FLOW_CELLS places of a latent cell."""
+    places = F.adaptive_avg_pool2d(maps, (FLOW_CELLS * latent[0], FLOW_CELLS * latent[1]))
+    return F.pixel_unshuffle(places, FLOW_CELLS)
+
+
+class FrameFlow:
+    """Optical flow between the frames of a video, each pair estimated once although windows overlap."""
+
+    def __init__(self, video: Video, fit: Fit, pixels: int) -> None:
+        self._video, self._fit, self._pixels = video, fit, pixels
+        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @torch.inference_mode()
+    def of(self, window: range) -> Float[Tensor, "T 6 h w"]:
+        """The channels of `flow_input` for the frames of a window, padded; frames before it are not asked again."""
+        self._known = {frame: pair for frame, pair in self._known.items() if frame >= window.start}
+        missing = [frame for frame in window[:-1] if frame not in self._known]
+        if missing:
+            self._estimate(range(missing[0], window.stop))
+        pairs = [self._known[frame] for frame in window[:-1]]
+        size = tuple(pairs[0][1].shape[-2:]) if pairs else self._fit.inner
+        flows, errors = torch.zeros(2, len(window), *size, 2), torch.zeros(2, len(window), *size)
+        for place, (flow, error) in enumerate(pairs):
+            flows[0, place], flows[1, place + 1] = flow
+            errors[0, place], errors[1, place + 1] = error
+        maps = flow_input.assembled(flows, errors).movedim(-1, 1)
+        return self._fit.pad(F.interpolate(maps, self._fit.inner, mode="area"))
+
+    def _estimate(self, frames: range) -> None:
+        pictures = self._video.select(list(frames)).rgb().movedim(-1, 1)
+        height, width = pictures.shape[-2:]
+        ratio = min(1.0, (self._pixels / (height * width)) ** 0.5)
+        size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
+        if ratio < 1:
+            pictures = F.interpolate(pictures, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+        found = flow_between(pictures.movedim(1, -1))
+        for place, frame in enumerate(frames[:-1]):
+            flow = torch.stack([found.forward[place], found.backward[place + 1]])
+            self._known[frame] = flow, torch.stack([found.forward_error[place], found.backward_error[place + 1]])

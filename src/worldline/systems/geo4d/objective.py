@@ -18,6 +18,7 @@ from torch import Tensor
 from worldline.diffusion import ddim
 from worldline.systems.geo4d import representation as rep
 from worldline.systems.geo4d.config import Modality
+from worldline.systems.geo4d.frames import flow_cells
 from worldline.systems.geo4d.networks import Geo4D
 from worldline.systems.geo4d.vae import laplace_nll
 
@@ -34,12 +35,15 @@ class Clips:
         pictures: their truth.
         distance: [B, T, H, W] depth of each pixel in its camera, in units of the points' pictures.
         fps: [B] frames per second after striding.
+        flow: [B, T, 6, H, W] optical flow to the neighbouring frames of the clip (`flow_input`), for networks that read
+            it; None: they see none.
     """
 
     frames: Float[Tensor, "B T H W 3"]
     pictures: rep.Pictures
     distance: Float[Tensor, "B T H W"]
     fps: Float[Tensor, " B"]
+    flow: Float[Tensor, "B T 6 H W"] | None = None
 
 
 def flat(pictures: Float[Tensor, "B T C H W"]) -> Float[Tensor, "BT C H W"]:
@@ -140,7 +144,7 @@ class DenoisingObjective:
         timestep = self._timesteps(len(clean), len(schedule.alphas_cumprod), generator)
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         noisy, target = schedule.noised(clean, noise, timestep)
-        seen = condition_latents(model, clips.frames)
+        seen = conditions(model, clips.frames, clips.flow)
         context = model.context.expand(len(clean), -1, -1)
         predicted = model.unet(torch.cat([noisy, seen], dim=1), timestep, context, clips.fps).float()
         error = model.split((predicted - target).square())
@@ -197,8 +201,20 @@ def target_latents(model: Geo4D, pictures: rep.Pictures) -> Float[Tensor, "B C T
     return torch.cat(latents, dim=2).transpose(1, 2) * model.config.vae.scaling_factor
 
 
-def condition_latents(model: Geo4D, frames: Float[Tensor, "B T H W 3"]) -> Float[Tensor, "B Z T h w"]:
-    """Scaled latents of the video; gradients reach the encoder if it is trained."""
+def conditions(
+    model: Geo4D, frames: Float[Tensor, "B T H W 3"], flow: Float[Tensor, "B T 6 H W"] | None = None
+) -> Float[Tensor, "B Z T h w"]:
+    """What the U-Net is told: scaled latents of the video, and its optical flow if the model reads any.
+
+    Gradients reach the encoder if it is trained.
+    """
     pictures = frames.movedim(-1, 2) * 2 - 1
     latents = model.seeing.encode(flat(pictures)).mode().float().unflatten(0, pictures.shape[:2])
-    return latents.transpose(1, 2) * model.seeing.config.scaling_factor
+    told = latents * model.seeing.config.scaling_factor
+    if model.config.optical_flow:
+        count, size = model.config.flow_channels, (told.shape[-2], told.shape[-1])
+        cells = told.new_zeros(*told.shape[:2], count, *size)
+        if flow is not None:
+            cells = flow_cells(flat(flow), size).unflatten(0, told.shape[:2]).to(told)
+        told = torch.cat([told, cells], dim=2)
+    return told.transpose(1, 2)

@@ -16,11 +16,12 @@ from worldline.geometry import pointmap
 from worldline.scene import Video
 from worldline.systems.geo4d import representation as rep
 from worldline.systems.geo4d.config import MODALITIES, Modality
-from worldline.systems.geo4d.frames import Fit, FrameLatents
+from worldline.systems.geo4d.frames import Fit, FrameFlow, FrameLatents, flow_cells
 from worldline.systems.geo4d.networks import Geo4D
 from worldline.systems.offload import placed
 
 USUAL_FPS = 24.0
+SMALLEST_FOR_FLOW = 16  # pixels a side; in smaller frames there is nothing to match
 
 PointDecoder = Literal["uncertain", "certain", "common"]
 
@@ -47,6 +48,8 @@ class InferConfig:
         max_pixels: larger frames are shrunk to this area, padding included, for the networks, and their maps enlarged
             again without mixing surfaces; None works at the frames' own size.
         device: where networks run; another device than the model's moves each network there only while it works.
+        optical_flow: let networks that read optical flow see it; False: they work from the colours alone.
+        flow_pixels: area that frames are shrunk to before their flow is estimated.
         spread: disagreement between seeds, relative to the depth range, that halves the confidence.
         align: how windows become one world.
     """
@@ -62,6 +65,8 @@ class InferConfig:
     chunk: int = 4
     max_pixels: int | None = None
     device: str | None = None
+    optical_flow: bool = True
+    flow_pixels: int = 96 * 128
     spread: float = 0.02
     align: AlignConfig = AlignConfig()
 
@@ -78,6 +83,7 @@ class Observer:
         self.device = home if config.device is None else torch.device(config.device)
         self.fit = Fit.of(video.size, model.config.size_multiple, config.max_pixels)
         self.latents = FrameLatents(video, self.fit, model.seeing, self.device, config.chunk)
+        self.flow = FrameFlow(video, self.fit, config.flow_pixels)
         self.schedule = ddim.zero_snr_schedule()
 
     @torch.inference_mode()
@@ -92,10 +98,19 @@ class Observer:
         padded = [*window] + [window[-1]] * (self.model.config.window - len(window))
         with placed(self.model.seeing, self.device):
             seen = self.latents.of(padded) * self.model.seeing.config.scaling_factor
+        if self.model.config.optical_flow:
+            seen = torch.cat([seen, self._told(window, seen)], dim=1)
         # 2. latents of all modalities, for each seed, then their pictures
         runs = [self._pictures(self._denoise(seen, seed, window.start), len(window)) for seed in self.config.seeds]
         # 3. one answer, as certain as the point decoder says and as the seeds agree
         return self._observation(window, runs)
+
+    def _told(self, window: range, seen: Float[Tensor, "T Z h w"]) -> Float[Tensor, "T C h w"]:
+        """Optical flow for the U-Net; none for the continuation of a short video, or if it is not wanted."""
+        told = seen.new_zeros(len(seen), self.model.config.flow_channels, *seen.shape[-2:])
+        if self.config.optical_flow and min(self.fit.size) >= SMALLEST_FOR_FLOW:
+            told[: len(window)] = flow_cells(self.flow.of(window), (seen.shape[-2], seen.shape[-1])).to(told)
+        return told
 
     def _denoise(self, seen: Float[Tensor, "T Z h w"], seed: int, start: int) -> Float[Tensor, "C T h w"]:
         """Latents of all modalities from noise, which is drawn on the CPU: a seed means the same on every device.

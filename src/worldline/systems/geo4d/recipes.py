@@ -90,10 +90,18 @@ POINT_DECODER_WEIGHTS = {"points_nll": 1.0, "points_mark": 1.0}
 """Eq. 3 where there is a point; where there is none, the mark that says so."""
 
 
-MINI_STEPS = {"autoencoder": 1200, "point-decoder": 100, "points": 300, "points-sizes": 100, "all": 2500}
-"""Steps of each denoising stage of the weights in the package: 73 minutes of one core."""
-DIRECT_STEPS = {"direct": 1700, "anneal": 450}
-"""Steps of the regression after them: 48 minutes."""
+AUTOENCODER_WEIGHTS = {
+    **{"points": 0.5, "points_relative": 0.5, "points_mark": 0.5, "disparity": 1.0},
+    **{"ray_direction": 1.0, "ray_moment": 1.0, "kl": 1e-5},
+}
+TRAINED = ("unet.", "condition_vae.", "context", "point_vae.")
+DECODERS = ("vae.decoder.", "vae.post_quant_conv.")
+MINI_CLIPS = ClipConfig(sizes=((48, 64),), views=((8, 1), (8, 2)))
+
+DENOISED_STEPS = {"autoencoder": 1200, "point-decoder": 100, "points": 300, "points-sizes": 100, "all": 2500}
+"""Steps of each stage of a mini that denoises, 73 minutes of one core; the regression needs the first alone."""
+DIRECT_STEPS = {"direct": 3000, "anneal": 800}
+"""Steps of the regression: an hour and a quarter."""
 
 DIRECT_WEIGHTS: dict[str, float] = {
     **dict.fromkeys(MODALITIES, 0.05),
@@ -104,40 +112,44 @@ DIRECT_WEIGHTS: dict[str, float] = {
     "decoded_disparity": 0.5,
     "decoded_disparity_aligned": 0.5,
     "decoded_disparity_mark": 0.2,
-    "decoded_ray_direction": 0.1,
-    "decoded_ray_moment": 0.1,
-    "camera_turn": 0.02,
-    "camera_place": 0.02,
+    "decoded_ray_direction": 0.25,
+    "decoded_ray_moment": 0.25,
+    "camera_turn": 0.05,
+    "camera_place": 0.1,
 }
-"""Losses of the regression: decoded maps, relative to distance, count far more than latents, rays hardly."""
+"""Losses of the regression: decoded maps, relative to distance, count far more than latents."""
 
 
-def mini(*, seed: int = 11, steps: Mapping[str, int] = MINI_STEPS | DIRECT_STEPS, direct: bool = True) -> Recipe:
-    """The embedded system: everything from random weights on synthetic scenes.
+def mini(*, seed: int = 11, steps: Mapping[str, int] = DENOISED_STEPS | DIRECT_STEPS, direct: bool = True) -> Recipe:
+    """The embedded system on synthetic scenes; nothing in it was trained on anything else.
 
     Different from the paper because there is no image or video prior here: an autoencoder of the four kinds of pictures
-    is trained first, the video's encoder with the U-Net; most clips are shown pure noise, as the sampler takes a single
-    step; decoded maps count beside latents, and the decoders go on learning from them. Unless `direct` is
-    False the noise is at last left out altogether, on scenes filmed by a worse camera, with a better encoder.
+    is trained first, the video's encoder with the U-Net; decoded maps count beside latents, and the decoders go on
+    learning from them. Then the U-Net is a regressor (`direct`) that reads optical flow, on scenes filmed by a bad
+    camera. Without `direct` it denoises, modalities join on the way as in the paper, and most clips are shown pure
+    noise, as the sampler takes a single step.
     """
-    one = ClipConfig(sizes=((48, 64),), views=((8, 1), (8, 2)))
-    many = replace(one, sizes=((48, 64), (48, 64), (64, 48), (32, 96)))
-    maps = {"points": 0.5, "points_relative": 0.5, "points_mark": 0.5, "disparity": 1.0, "kl": 1e-5}
-    maps |= {"ray_direction": 1.0, "ray_moment": 1.0}
+    networks = mini_config()
+    first = Stage(
+        train=_mini_config("autoencoder", steps["autoencoder"], 3, 3e-3, AUTOENCODER_WEIGHTS, seed),
+        trainable=("vae.",),
+        objective=AutoencoderObjective(frames=4),
+        clips=MINI_CLIPS,
+    )
+    rest = _direct(steps, seed) if direct else _denoised(steps, seed)
+    return Recipe(name="geo4d-mini", networks=replace(networks, deterministic=direct), stages=(first, *rest), seed=seed)
+
+
+def _denoised(steps: Mapping[str, int], seed: int) -> tuple[Stage, ...]:
+    """The paper's way: a decoder of points, then the U-Net for points, for several sizes, for all modalities."""
+    one, many = MINI_CLIPS, replace(MINI_CLIPS, sizes=((48, 64), (48, 64), (64, 48), (32, 96)))
     decoded = {"decoded_points_nll": 0.1, "decoded_points_relative": 0.5, "decoded_points_mark": 0.3}
     others = {"decoded_disparity": 1.0, "decoded_ray_direction": 0.5, "decoded_ray_moment": 0.5}
     denoising = DenoisingObjective(last_share=0.8, decoded=2)
-    trained = ("unet.", "condition_vae.", "context", "point_vae.")
 
     def config(name: str, batch: int, rate: float, weights: dict[str, float]) -> TrainConfig:
         return _mini_config(name, steps[name], batch, rate, weights, seed)
 
-    first = Stage(
-        train=config("autoencoder", 3, 3e-3, maps),
-        trainable=("vae.",),
-        objective=AutoencoderObjective(frames=4),
-        clips=one,
-    )
     second = Stage(
         train=config("point-decoder", 4, 1e-3, POINT_DECODER_WEIGHTS),
         trainable=("point_vae.",),
@@ -148,7 +160,7 @@ def mini(*, seed: int = 11, steps: Mapping[str, int] = MINI_STEPS | DIRECT_STEPS
     )
     third = Stage(
         train=config("points", 4, 2e-3, {"points": 1.0, **decoded}),
-        trainable=trained,
+        trainable=TRAINED,
         objective=denoising,
         clips=one,
         modalities=POINTS,
@@ -159,23 +171,20 @@ def mini(*, seed: int = 11, steps: Mapping[str, int] = MINI_STEPS | DIRECT_STEPS
     )
     fifth = Stage(
         train=config("all", 4, 2e-3, {**dict.fromkeys(MODALITIES, 1.0), **decoded, **others}),
-        trainable=(*trained, "vae.decoder.", "vae.post_quant_conv."),
+        trainable=TRAINED + DECODERS,
         objective=denoising,
         clips=many,
     )
-    denoised = (first, second, third, fourth, fifth)
-    schedule = (*denoised, *_direct(fifth.trainable, steps, seed)) if direct else denoised
-    networks = replace(mini_config(), deterministic=direct)
-    return Recipe(name="geo4d-mini", networks=networks, stages=schedule, seed=seed)
+    return second, third, fourth, fifth
 
 
-def _direct(trainable: tuple[str, ...], steps: Mapping[str, int], seed: int) -> tuple[Stage, Stage]:
+def _direct(steps: Mapping[str, int], seed: int) -> tuple[Stage, ...]:
     """Regression at a constant rate, then the same while the rate falls: how long it lasts need not be known before.
 
     Short clips show more scenes for the same time than long ones; float32, which is no slower here than bfloat16.
     """
     sizes = ((48, 64), (48, 80), (48, 64), (48, 80), (64, 48))
-    clips = ClipConfig(sizes=sizes, views=((4, 1), (4, 2), (4, 1), (4, 1), (8, 1)), video=True)
+    clips = ClipConfig(sizes=sizes, views=((4, 1), (4, 2), (4, 1), (4, 3), (8, 1)), video=True)
 
     def config(name: str, shift: int, **changes: Any) -> TrainConfig:
         known = _mini_config(name, steps[name], 8, 1.5e-3, DIRECT_WEIGHTS, seed + shift)
@@ -183,12 +192,14 @@ def _direct(trainable: tuple[str, ...], steps: Mapping[str, int], seed: int) -> 
 
     regression = Stage(
         train=config("direct", 1, schedule="constant"),
-        trainable=trainable,
+        trainable=TRAINED + DECODERS,
         objective=DirectObjective(),
         clips=clips,
+        points_from_vae=True,
+        measure_latents=True,
         encoder=ENCODER,
     )
-    falling = replace(regression, train=config("anneal", 2), encoder=None)
+    falling = replace(regression, train=config("anneal", 2), points_from_vae=False, measure_latents=False, encoder=None)
     return regression, falling
 
 

@@ -8,14 +8,18 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from worldline.data.mixture import Mixture as StoredMixture
 from worldline.geometry import pointmap
+from worldline.systems import flow_input
 from worldline.systems.geo4d import representation as rep
 from worldline.systems.geo4d.networks import Geo4D, build, widened
 from worldline.systems.geo4d.objective import Clips, target_latents
 from worldline.systems.geo4d.recipes import Recipe, Stage
 from worldline.training import stages
+from worldline.training.clips import clip_flow
 from worldline.training.config import scene_seeds
 from worldline.training.loop import Batches
 
@@ -79,15 +83,20 @@ def synthetic(stage: Stage, model: Geo4D, device: str) -> Batches:
 
     sensor = SensorConfig.video() if stage.clips.video else SensorConfig()
     config, gain = RenderConfig(sensor=sensor), model.config.moment_gain
+    reads_flow = model.config.optical_flow
 
     def batch(index: int) -> Clips:
         chosen, size = stage.clips.view(index), stage.clips.size(index)
         rendered = render_batch(
             scene_seeds(stage.train, index), frames=chosen[-1] + 1, size=size, device=device, config=config
         )
-        return to_clips(rendered, chosen, gain)
+        return to_clips(rendered, chosen, gain, flow_seed=_flow_seed(stage, index) if reads_flow else None)
 
     return batch
+
+
+def _flow_seed(stage: Stage, index: int) -> int:
+    return (stage.train.seed * 1_000_003 + index) % 2**63
 
 
 def stored(mixture: StoredMixture, workers: int = 0) -> Source:
@@ -107,11 +116,12 @@ def stored(mixture: StoredMixture, workers: int = 0) -> Source:
         )
         plan = LoaderConfig(views=views, batch_size=stage.train.batch_size, seed=stage.train.seed,
                             least_valid=FEWEST_VALID, workers=workers)  # fmt: skip
-        loader, gain = Loader(mixture, plan), model.config.moment_gain
+        loader, gain, reads_flow = Loader(mixture, plan), model.config.moment_gain, model.config.optical_flow
 
         def batch(index: int) -> Clips:
             loaded = loader(index).to(device)
-            clips = to_clips(loaded, list(range(loaded.rgb.shape[1])), gain)
+            chosen = list(range(loaded.rgb.shape[1]))
+            clips = to_clips(loaded, chosen, gain, flow_seed=_flow_seed(stage, index) if reads_flow else None)
             return replace(clips, fps=loaded.fps)
 
         return batch
@@ -119,8 +129,14 @@ def stored(mixture: StoredMixture, workers: int = 0) -> Source:
     return source
 
 
-def to_clips(rendered: Any, chosen: list[int], moment_gain: float = 1.0) -> Clips:
+def to_clips(rendered: Any, chosen: list[int], moment_gain: float = 1.0, *, flow_seed: int | None = None) -> Clips:
     """The chosen frames of rendered truth as training clips; clips with nothing in them are replaced by their likes.
+
+    Args:
+        rendered: a batch with truth (`SyntheticBatch`, or what the loader gives).
+        chosen: frames of the clips.
+        moment_gain: of the model.
+        flow_seed: also give exact optical flow between the chosen frames, spoilt by this seed; None: no flow.
 
     Raises:
         ValueError: no clip of the batch shows anything.
@@ -140,7 +156,21 @@ def to_clips(rendered: Any, chosen: list[int], moment_gain: float = 1.0) -> Clip
         pictures=pictures,
         distance=depth / unit[:, None, None, None],
         fps=torch.full((len(take),), SCENE_FPS / stride, device=points.device),
+        flow=None if flow_seed is None else _spoilt_flow(rendered, take, chosen, flow_seed),
     )
+
+
+def _spoilt_flow(rendered: Any, take: Tensor, chosen: list[int], seed: int) -> Float[Tensor, "B T 6 H W"]:
+    """Channels of the exact optical flow from each chosen frame to its neighbours, made worse as estimates are."""
+    whole = (rendered.points, rendered.scene_flow, rendered.flow_valid, rendered.intrinsics, rendered.cam2world)
+    pairs = [clip_flow(*(value[number] for value in whole), chosen) for number in take.tolist()]
+    scene_flow, known = (torch.stack(pieces) for pieces in zip(*pairs, strict=True))
+    points, valid = rendered.points[take][:, chosen], rendered.valid[take][:, chosen]
+    cameras = rendered.intrinsics[take][:, chosen], rendered.cam2world[take][:, chosen]
+    generator = torch.Generator(points.device).manual_seed(seed)
+    noise = flow_input.FlowNoise()
+    maps = flow_input.from_truth(points, scene_flow, valid, known, *cameras, noise, generator)
+    return maps.movedim(-1, 2)
 
 
 def mixture(sources: Mapping[str, Source], ratios: Mapping[str, float]) -> Source:

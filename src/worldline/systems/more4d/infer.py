@@ -83,7 +83,8 @@ def generate(
         Tracks of the picture's central part, in the unit of the depth prior; `reference` is 0.
 
     Raises:
-        ValueError: the picture is not in [0, 1], or its depth is unknown everywhere.
+        ValueError: the picture is not in [0, 1], its depth is unknown everywhere, or several steps are asked of a
+            deterministic generator.
     """
     config = config or SamplingConfig()
     _check_picture(image)
@@ -123,12 +124,15 @@ def _motion(
 ) -> Float[Tensor, "T H W 3"]:
     """Normalised motion of a picture at the model's size: zero at first, outliers clamped."""
     sizes, device = model.config, model.device
+    if sizes.deterministic and config.steps != 1:
+        raise ValueError(f"These weights answer in one step, without noise; ask for 1 in place of {config.steps}.")
     picture = (2 * image - 1).movedim(-1, 0)[None].to(device)
     conditions = generator_conditions(model.vae, picture, depth[None].to(device), sizes.frames, sizes.stills)
     velocity = _generator(model, conditions, picture, prompt, config)
     noise = _noise((1, sizes.vae.z_dim, *sizes.latent_size), config.seed, device)
+    start = torch.zeros_like(noise) if sizes.deterministic else noise
     latent = flow.sample(
-        velocity, noise, steps=config.steps, shift=config.shift, step_name="generate", progress=progress
+        velocity, start, steps=config.steps, shift=config.shift, step_name="generate", progress=progress
     )
     motion = to_maps(model.vae.decode(latent).float())[0].clamp(-config.largest, config.largest)
     return motion * (torch.arange(sizes.frames, device=device) > 0)[:, None, None, None]

@@ -120,7 +120,7 @@ def _of_one_length(videos: dict[str, Tensor]) -> list[list[str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorObjective:
-    """4D-STraG: flow matching of trajectory latents.
+    """4D-STraG: flow matching of trajectory latents; a deterministic generator is asked for them without noise.
 
     Attributes:
         text_dropout: share of captions left out, for guidance.
@@ -157,6 +157,7 @@ class GeneratorObjective:
                 self.shift,
                 lambda told, t: model.generator(told, t, text, seen, reference=reference, motion=encoded.features),
                 None if self.moving == 1 else torch.where(_moving_cells(encoded.mean), self.moving, 1.0),
+                noiseless=model.config.deterministic,
             )
         }
 
@@ -184,10 +185,15 @@ def _velocity_loss(
     shift: float,
     network: flow.Velocity,
     weight: Tensor | None = None,
+    *,
+    noiseless: bool = False,
 ) -> Tensor:
-    """Flow matching at noise levels and noise drawn from the generator."""
-    sigma = flow.training_sigmas(shift).to(latent.device)[flow.draw(len(latent), generator)]
-    noise = torch.randn(latent.shape, generator=generator, device=latent.device)
+    """Flow matching at drawn noise levels; `noiseless` is the sampler's one step from zeros."""
+    if noiseless:
+        sigma, noise = latent.new_ones(len(latent)), torch.zeros_like(latent)
+    else:
+        sigma = flow.training_sigmas(shift).to(latent.device)[flow.draw(len(latent), generator)]
+        noise = torch.randn(latent.shape, generator=generator, device=latent.device)
     noisy, target = flow.noised(latent.float(), noise, sigma)
     return flow.loss(network(torch.cat([noisy.to(conditions), conditions], 1), 1000 * sigma), target, weight)
 

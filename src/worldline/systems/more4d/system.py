@@ -21,7 +21,7 @@ from worldline.systems.system import Loading
 MINI_CHECKPOINT = Path(__file__).parent / "weights" / "mini.safetensors"
 """The embedded checkpoint; its JSON lies beside it."""
 
-MINI_SAMPLING = SamplingConfig(steps=8, shift=3.0, guidance=1.5)
+MINI_SAMPLING = SamplingConfig(steps=1, shift=3.0, guidance=1.5)
 """Of the small networks, unless the card of their weights says better."""
 
 MINI_ENLARGED = 6

@@ -25,7 +25,8 @@ from worldline.align.streaming import StreamedWindows
 from worldline.flow.neighbours import flow_between
 from worldline.geometry import pointmap
 from worldline.scene import Progress, Provenance, Scene4D, Video, no_progress
-from worldline.systems.motioncrafter import flow_input, sampling
+from worldline.systems import flow_input
+from worldline.systems.motioncrafter import sampling
 from worldline.systems.motioncrafter.conditioning import Padding, clip_pixels
 from worldline.systems.motioncrafter.networks import MotionCrafter
 from worldline.systems.motioncrafter.representation import to_maps

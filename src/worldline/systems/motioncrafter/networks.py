@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from worldline.systems.motioncrafter import flow_input
+from worldline.systems import flow_input
 from worldline.systems.motioncrafter.config import (
     AutoencoderConfig,
     Fusion,

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from worldline.diffusion.edm import Preconditioning, loss_weight
+from worldline.systems.flow_input import FlowNoise, from_truth
 from worldline.systems.motioncrafter import losses
 from worldline.systems.motioncrafter.conditioning import clip_pixels
-from worldline.systems.motioncrafter.flow_input import FlowNoise, from_truth
 from worldline.systems.motioncrafter.networks import MotionCrafter
 from worldline.systems.motioncrafter.representation import Channels, to_maps
 

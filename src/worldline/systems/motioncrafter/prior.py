@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from worldline.diffusion.edm import loss_weight
 from worldline.io.ledger import sha256
 from worldline.io.tensors import WeightsError
-from worldline.systems.motioncrafter import flow_input, losses
+from worldline.systems import flow_input
+from worldline.systems.motioncrafter import losses
 from worldline.systems.motioncrafter.conditioning import clip_pixels
 from worldline.systems.motioncrafter.config import MotionCrafterConfig, mini_config
 from worldline.systems.motioncrafter.networks import (

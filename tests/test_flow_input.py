@@ -9,9 +9,10 @@ import torch
 
 from worldline.data.synthetic import render_batch
 from worldline.flow.neighbours import flow_between
-from worldline.systems.motioncrafter import flow_input, prior
+from worldline.systems import flow_input
+from worldline.systems.flow_input import FlowNoise
+from worldline.systems.motioncrafter import prior
 from worldline.systems.motioncrafter.config import mini_config
-from worldline.systems.motioncrafter.flow_input import FlowNoise
 from worldline.systems.motioncrafter.infer import InferConfig, observe
 from worldline.systems.motioncrafter.networks import build
 from worldline.systems.motioncrafter.objective import UNetObjective
