@@ -212,6 +212,16 @@ def test_given_poses_are_kept() -> None:
     assert solution.state.intrinsics[0, 0] == pytest.approx(160, rel=0.02)
 
 
+def test_given_poses_that_cannot_be_seen_are_said_to_be_noise() -> None:
+    scene, matches = noisy(8, 0.3, move=(0.002, 0.0, 0.0), turn_deg=(0.0, -3.0, 0.5))
+    solution = solve(scene, matches, poses=scene.w2c)
+    assert solution.kind == "full" and solution.noise and solution.report["unexplained"] > 0.4
+    assert any("mostly noise" in warning for warning in solution.warnings)
+    scene, matches = noisy(8, 0.3, turn_deg=(0.0, -3.0, 0.5))
+    seen = solve(scene, matches, poses=scene.w2c)
+    assert not seen.noise and not seen.warnings
+
+
 def test_resection_with_half_of_the_points_wrong() -> None:
     scene = world(frames=2, size=BIG, focal=160.0)
     pixels = scene.matches(OFFSETS).pixels[0].astype(np.float64)

@@ -124,6 +124,21 @@ def test_a_static_camera_with_a_prior_has_the_priors_depth() -> None:
     assert ratio.std() < 0.15  # one scale for all frames although the prior's differ by four
 
 
+def test_a_prior_comes_before_parallax_that_is_noise() -> None:
+    """A standing camera with poses that say it moves by a hair: depth is the prior's, and without one it is a guess."""
+    frames = (12, 48, 64)
+    picture = torch.rand(6, 8, 3, generator=torch.Generator().manual_seed(0))
+    picture = picture.repeat_interleave(8, 0).repeat_interleave(8, 1)
+    noise = 0.1 * torch.randn(*frames, 3, generator=torch.Generator().manual_seed(1))
+    clip = Video(frames=(picture + noise).clamp(0, 1), timestamps=torch.arange(12, dtype=torch.float64) / 24)
+    poses = torch.eye(4, dtype=torch.float64).repeat(12, 1, 1)
+    poses[:, 0, 3] = 1e-4 * torch.arange(12)
+    prior = torch.linspace(4, 2, 48)[None, :, None].expand(frames).contiguous()
+    found = scene_depth(infer(clip, WHOLE, prior=prior, priors=Priors(poses=poses)))
+    ratio = (found / prior).log()
+    assert float((ratio - ratio.median()).abs().max()) < 0.05
+
+
 def test_given_poses_make_a_metric_scene_in_their_world(truth: Scene4D) -> None:
     assert truth.cameras is not None
     poses = truth.cameras.cam2world.double().clone()

@@ -134,7 +134,7 @@ def solve_cameras(
         kind = "rotation_only"
     # 2. Known poses, or no translation: nothing to grow.
     if clip.poses is not None:
-        return _with_poses(clip, clip.poses, parallax, config)
+        return _with_poses(clip, clip.poses, parallax, standing if kind == "full" else None, config)
     if kind != "full":
         return _without_translation(clip, rotating, kind, parallax, config)
     # 3. Focal length: the epipolar search's minimum, and the usual one.
@@ -319,8 +319,14 @@ def _attempt(
     return Piece(first=part.start, state=state, registered=grown.registered), cost
 
 
-def _with_poses(clip: Clip, poses: np.ndarray, parallax: Parallax, config: CameraConfig) -> CameraSolution:
-    """Given poses: only the focal length is left to solve for."""
+def _with_poses(
+    clip: Clip, poses: np.ndarray, parallax: Parallax, standing: Parallax | None, config: CameraConfig
+) -> CameraSolution:
+    """Given poses: only the focal length is left to solve for.
+
+    Cameras that move may still show no parallax: where the flow looks like that of a standing camera (`standing` is
+    None), or the poses explain as little of it as noise would. Depth from it is better than none, but not than a prior.
+    """
     everyone = np.ones(len(clip), bool)
     state = FlowState(
         w2c=poses,
@@ -338,9 +344,12 @@ def _with_poses(clip: Clip, poses: np.ndarray, parallax: Parallax, config: Camer
         deviation = focal_deviation(problem, state)
     focal = focal_kind(clip.known_focal, deviation, config.focal_deviation)
     moved = float(np.ptp(np.linalg.inv(state.w2c)[:, :3, 3], axis=0).max()) > 1e-6
+    share = 1.0 if standing is None else unexplained(clip.matches, state, clip.offsets, standing)
     kind: CameraKind = "full" if moved else "rotation_only"
-    solution = CameraSolution(state=state, kind=kind, focal=focal, registered=everyone, posed=True)
-    return describe(solution, parallax, clip.offsets, config.low_px, {"focal_deviation": deviation})
+    noise = moved and share > config.noise_share
+    solution = CameraSolution(state=state, kind=kind, focal=focal, registered=everyone, posed=True, noise=noise)
+    numbers = {"focal_deviation": deviation, "unexplained": share}
+    return describe(solution, parallax, clip.offsets, config.low_px, numbers)
 
 
 def _without_translation(

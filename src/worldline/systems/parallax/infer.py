@@ -144,7 +144,7 @@ def find_depth(
         pairs,
         solution.state,
         config.dense,
-        see_depth=solution.kind == "full",
+        see_depth=solution.kind == "full" and not (solution.noise and known.inverse is not None),
         prior=known.inverse,
         known_moving=known.moving,
         camera_deviation=0.0 if known.inverse is None else camera_deviation(*loose),
@@ -184,7 +184,7 @@ def cached_cameras(cache: Any, solve: Callable[[], CameraSolution]) -> CameraSol
         return CameraSolution(state=FlowState(**arrays), registered=registered, **rest)
     solution = solve()
     if cache is not None:
-        rest = {name: getattr(solution, name) for name in ("kind", "focal", "posed", "report", "warnings")}
+        rest = {name: getattr(solution, name) for name in ("kind", "focal", "posed", "noise", "report", "warnings")}
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in vars(solution.state).items()}
         tensors["registered"] = torch.from_numpy(solution.registered.copy())
         tensors["rest"] = torch.tensor(list(json.dumps(rest).encode()), dtype=torch.uint8)

@@ -32,6 +32,7 @@ class CameraSolution:
         focal: where the focal length comes from.
         registered: [T] bool, False where the pose is interpolated.
         posed: the poses were given, world and scale are theirs; else world = first camera, median inverse depth 1.
+        noise: the given poses move, but what the flow shows of it is noise.
         report: numbers for the provenance.
         warnings: sentences for the user.
     """
@@ -41,6 +42,7 @@ class CameraSolution:
     focal: FocalKind
     registered: np.ndarray
     posed: bool = False
+    noise: bool = False
     report: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -140,6 +142,10 @@ def describe(
         what = "does not move" if solution.kind == "static" else f"{turns}, as far as the image motion shows"
         warnings.append(
             f"The camera {what}: depth cannot be seen from parallax and is unknown unless a prior gives it."
+        )
+    elif solution.noise:
+        warnings.append(
+            "The given poses move too little to be seen in the image: depth from their motion is mostly noise."
         )
     elif max(by_gap.values(), default=0.0) < low_px:
         warnings.append("There is hardly any parallax: depth and translation are of low confidence.")
