@@ -41,7 +41,7 @@ from worldline.systems.more4d.system import MINI_SAMPLING
 
 SCORED, CHOSEN_ON = 1_000_600_000, 1_000_650_000
 LEAST_MOVING, LEAST_HOLES = 0.005, 0.005
-TRIED = [(steps, guidance) for steps in (1, 2, 4, 8) for guidance in (1.0, 1.5, 2.5)]
+STEPS, GUIDANCE = (1, 2, 4, 8), (1.0, 1.5, 2.5)
 
 
 class Scene:
@@ -164,7 +164,8 @@ def score_holes(scenes: list[Scene], model: MoRe4D, config: SamplingConfig) -> d
 def choose(model: MoRe4D, config: SamplingConfig, count: int) -> SamplingConfig:
     """Steps and guidance with the least motion error on scenes of their own."""
     scenes = usable(model, CHOSEN_ON, count)
-    tried = [replace(config, steps=steps, guidance=guidance) for steps, guidance in TRIED]
+    possible = STEPS[:1] if model.config.deterministic else STEPS
+    tried = [replace(config, steps=steps, guidance=guidance) for steps in possible for guidance in GUIDANCE]
 
     def error(candidate: SamplingConfig) -> float:
         return score_motion(scenes, model, candidate, swapped=False)["where_it_moves"]["model"]

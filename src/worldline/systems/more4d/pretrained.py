@@ -10,7 +10,6 @@ without memory and tensors put in one by one, so that a load needs the size of t
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from worldline.systems.more4d.encoders import ClipImages, Umt5
 from worldline.systems.more4d.networks import MoRe4D, build
 from worldline.systems.more4d.transformer import WanTransformer4D, restore_tables, widened
 from worldline.systems.more4d.vae import MotionVae
+from worldline.training import export as exporting
 
 ADDED = ("ref_conv.", "feature_adapter.", "omnimae_extractor.")
 """What a base of Wan may lack; guidance modules inside blocks, too."""
@@ -239,20 +239,12 @@ class Loaded:
 
 
 def export(model: MoRe4D, path: Path, card: Mapping[str, Any]) -> Path:
-    """Write weights as fp16 safetensors (constants of latents in float32), and a JSON of how they came about."""
-    from safetensors.torch import save_file
+    """Write weights as fp16 safetensors (constants of latents in float32) and their JSON.
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    See `training.export`.
+    """
     exact = ("vae.mean", "vae.std", "vae.motion_mean", "vae.motion_std")
-    state = {
-        key: value.detach().cpu().to(torch.float32 if key in exact else torch.float16).contiguous()
-        for key, value in model.state_dict().items()
-    }
-    save_file(state, path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    about = {"config": model.config.to_dict(), "sha256": digest, **card}
-    path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
-    return path
+    return exporting.export(model.state_dict(), path, model.config.to_dict(), card, exact=exact)
 
 
 def load_file(path: Path, *, dtype: torch.dtype = torch.float32) -> Loaded:
