@@ -22,6 +22,7 @@ from worldline.flow.neighbours import NeighbourFlow
 from worldline.geometry import camera, sceneflow
 
 CHANNELS = 6
+SMALLEST = 16  # pixels a side; in smaller frames there is nothing to match
 GAIN = 8.0
 SURE = 0.005
 """Error, in picture widths, that halves the confidence."""

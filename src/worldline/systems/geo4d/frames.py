@@ -117,32 +117,35 @@ class FrameFlow:
     """Optical flow between the frames of a video, each pair estimated once although windows overlap."""
 
     def __init__(self, video: Video, fit: Fit, pixels: int) -> None:
-        self._video, self._fit, self._pixels = video, fit, pixels
+        height, width = video.size
+        ratio = min(1.0, (pixels / (height * width)) ** 0.5)
+        self.size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
+        self._video, self._fit = video, fit
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
     @torch.inference_mode()
     def of(self, window: range) -> Float[Tensor, "T 6 h w"]:
-        """The channels of `flow_input` for the frames of a window, padded; frames before it are not asked again."""
+        """The channels of `flow_input` for the frames of a window, padded; frames before it are not asked again.
+
+        Frames too small for flow have none.
+        """
         self._known = {frame: pair for frame, pair in self._known.items() if frame >= window.start}
+        if len(window) == 1 or min(self.size) < flow_input.SMALLEST:
+            return torch.zeros(len(window), flow_input.CHANNELS, *self._fit.outer)
         missing = [frame for frame in window[:-1] if frame not in self._known]
         if missing:
             self._estimate(range(missing[0], window.stop))
-        pairs = [self._known[frame] for frame in window[:-1]]
-        size = tuple(pairs[0][1].shape[-2:]) if pairs else self._fit.inner
-        flows, errors = torch.zeros(2, len(window), *size, 2), torch.zeros(2, len(window), *size)
-        for place, (flow, error) in enumerate(pairs):
-            flows[0, place], flows[1, place + 1] = flow
-            errors[0, place], errors[1, place + 1] = error
+        flows, errors = torch.zeros(2, len(window), *self.size, 2), torch.zeros(2, len(window), *self.size)
+        for place, frame in enumerate(window[:-1]):
+            (flows[0, place], flows[1, place + 1]), (errors[0, place], errors[1, place + 1]) = self._known[frame]
         maps = flow_input.assembled(flows, errors).movedim(-1, 1)
         return self._fit.pad(F.interpolate(maps, self._fit.inner, mode="area"))
 
     def _estimate(self, frames: range) -> None:
         pictures = self._video.select(list(frames)).rgb().movedim(-1, 1)
-        height, width = pictures.shape[-2:]
-        ratio = min(1.0, (self._pixels / (height * width)) ** 0.5)
-        size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
-        if ratio < 1:
-            pictures = F.interpolate(pictures, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+        if self.size != self._video.size:
+            shrunk = F.interpolate(pictures, self.size, mode="bicubic", align_corners=False, antialias=True)
+            pictures = shrunk.clamp(0, 1)
         found = flow_between(pictures.movedim(1, -1))
         for place, frame in enumerate(frames[:-1]):
             flow = torch.stack([found.forward[place], found.backward[place + 1]])

@@ -21,7 +21,6 @@ from worldline.systems.geo4d.networks import Geo4D
 from worldline.systems.offload import placed
 
 USUAL_FPS = 24.0
-SMALLEST_FOR_FLOW = 16  # pixels a side; in smaller frames there is nothing to match
 
 PointDecoder = Literal["uncertain", "certain", "common"]
 
@@ -106,9 +105,9 @@ class Observer:
         return self._observation(window, runs)
 
     def _told(self, window: range, seen: Float[Tensor, "T Z h w"]) -> Float[Tensor, "T C h w"]:
-        """Optical flow for the U-Net; none for the continuation of a short video, or if it is not wanted."""
+        """Optical flow for the U-Net; none for the continuation of a short video, or where it is not wanted."""
         told = seen.new_zeros(len(seen), self.model.config.flow_channels, *seen.shape[-2:])
-        if self.config.optical_flow and min(self.fit.size) >= SMALLEST_FOR_FLOW:
+        if self.config.optical_flow:
             told[: len(window)] = flow_cells(self.flow.of(window), (seen.shape[-2], seen.shape[-1])).to(told)
         return told
 

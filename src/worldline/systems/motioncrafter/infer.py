@@ -65,7 +65,6 @@ class InferConfig:
     align: AlignConfig = AlignConfig()
 
 
-SMALLEST_FOR_FLOW = 16  # pixels a side; in smaller frames there is nothing to match
 DEFAULTS = InferConfig()
 NO_PRIORS = Priors()
 UNKNOWN = Provenance(system="motioncrafter")
@@ -224,7 +223,7 @@ def _with_flow(
     """Frames for the networks and the channels of their optical flow, which is estimated from larger frames."""
     size = (images.shape[-2], images.shape[-1])
     large = _shrink(rgb.movedim(-1, 1), config.flow_pixels).movedim(1, -1)
-    if not config.optical_flow or min(large.shape[1:3]) < SMALLEST_FOR_FLOW:
+    if not config.optical_flow or min(large.shape[1:3]) < flow_input.SMALLEST:
         return torch.cat([images, images.new_zeros(len(images), flow_input.CHANNELS, *size)], dim=1)
     return torch.cat([images, flow_input.estimated(flow_between(large), size).to(images)], dim=1)
 
