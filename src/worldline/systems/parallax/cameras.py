@@ -59,6 +59,8 @@ class CameraConfig:
         default_focal: usual focal length, in units of the longer side.
         focal_spread: how far focal lengths usually are from it (standard deviation of the log).
         focal_deviation: standard deviation of log focal above which it is called not observable.
+        turning_focal_deviation: the same of a camera that only turns: a little unseen translation passes for another
+            focal length there, so that a deviation says less.
         prior_weight: of a depth prior in bundle adjustment, px^2 per unit of squared log ratio.
         prior_below_px: parallax below which it takes part there (above, its shape would only bend the cameras).
     """
@@ -78,6 +80,7 @@ class CameraConfig:
     default_focal: float = 0.9
     focal_spread: float = 0.4
     focal_deviation: float = 0.15
+    turning_focal_deviation: float = 0.08
     prior_weight: float = 0.1
     prior_below_px: float = 2.0
 
@@ -371,7 +374,7 @@ def _without_translation(
         problem = replace(_problem(clip, config, config.sigma_px), fix_translation=True, prior=None)
         state, _ = adjust(problem, state, config.iterations)
         deviation = focal_deviation(problem, state)
-    focal = focal_kind(clip.known_focal, deviation, config.focal_deviation)
+    focal = focal_kind(clip.known_focal, deviation, config.turning_focal_deviation)
     if kind == "static" and not clip.known_focal:
         state = replace(state, intrinsics=clip.intrinsics)
     elif focal == "not_observable":
