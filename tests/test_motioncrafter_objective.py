@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import checkpoint_size
+from checkpoint_size import MIB
 from worldline.diffusion.edm import Preconditioning
 from worldline.systems.motioncrafter import recipes
 from worldline.systems.motioncrafter import train as runner
@@ -353,13 +355,14 @@ def test_export_holds_what_inference_needs_and_describes_itself(tmp_path):
     )
 
 
-def test_mini_checkpoints_and_export_stay_within_their_budgets():
+def test_mini_checkpoints_and_export_stay_within_their_budgets(tmp_path):
     recipe = recipes.mini()
     model = build(recipe.networks, meta=True)
     for stage in recipe.stages:
         train_only(model, stage.trainable)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        assert trained * 4 * 4 < 60 * 2**20, stage.train.name  # weights, average and two moments in float32
+        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        written = checkpoint_size.sizes(tmp_path / stage.train.name, trained)
+        assert sum(written) < 60 * MIB and max(written) < 16 * MIB, stage.train.name
     inference = sum(p.numel() for p in build(recipe.networks, meta=True, encoders=False).parameters())
     assert inference * 2 <= 16_000_000
 

@@ -64,6 +64,7 @@ class Stage:
     Attributes:
         train: steps, rates, weights of the losses; its name names the files.
         trainable: prefixes of the parameters that are trained; all others stay as they are.
+        frozen: prefixes among them that stay nevertheless.
         objective: the named losses.
         clips: what it is trained on.
         modalities: what the U-Net predicts in this stage; widened from the stage before.
@@ -74,12 +75,17 @@ class Stage:
 
     train: TrainConfig
     trainable: tuple[str, ...]
+    frozen: tuple[str, ...] = ()
     objective: AutoencoderObjective | PointDecoderObjective | DenoisingObjective | DirectObjective
     clips: ClipConfig
     modalities: tuple[Modality, ...] = MODALITIES
     points_from_vae: bool = False
     measure_latents: bool = False
     encoder: Path | None = None
+
+    def trains(self, name: str) -> bool:
+        """Whether it trains the parameter of this name."""
+        return name.startswith(self.trainable) and not name.startswith(self.frozen or ("\0",))
 
 
 Recipe = stages.Recipe[Geo4DConfig, Stage]
@@ -96,11 +102,13 @@ AUTOENCODER_WEIGHTS = {
 }
 TRAINED = ("unet.", "condition_vae.", "context", "point_vae.")
 DECODERS = ("vae.decoder.", "vae.post_quant_conv.")
+ONE_TIME = ("unet.time_embed.",)
+"""Tells the regression nothing: its timestep is always the last. Trained, its checkpoints would have over 60 MiB."""
 MINI_CLIPS = ClipConfig(sizes=((48, 64),), views=((8, 1), (8, 2)))
 
 DENOISED_STEPS = {"autoencoder": 1200, "point-decoder": 100, "points": 300, "points-sizes": 100, "all": 2500}
 """Steps of each stage of a mini that denoises, 73 minutes of one core; the regression needs the first alone."""
-DIRECT_STEPS = {"direct": 3000, "anneal": 800}
+DIRECT_STEPS = {"direct": 2800, "anneal": 700}
 """Steps of the regression: an hour and a quarter."""
 
 DIRECT_WEIGHTS: dict[str, float] = {
@@ -193,6 +201,7 @@ def _direct(steps: Mapping[str, int], seed: int) -> tuple[Stage, ...]:
     regression = Stage(
         train=config("direct", 1, schedule="constant"),
         trainable=TRAINED + DECODERS,
+        frozen=ONE_TIME,
         objective=DirectObjective(),
         clips=clips,
         points_from_vae=True,

@@ -51,7 +51,7 @@ def _begin(model: Geo4D, stage: Stage, start: stages.Start) -> Geo4D:
     if stage.encoder is not None:
         stages.load_weights(model, stages.read_prior(stage.encoder))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(stage.trainable))
+        parameter.requires_grad_(stage.trains(name))
     model.train()
     model.unet.gradient_checkpointing = stage.train.gradient_checkpointing
     return model
