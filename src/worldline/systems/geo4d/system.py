@@ -106,6 +106,7 @@ def load_mini(loading: Loading) -> Geo4DSystem:
             max_pixels=MINI_MAX_PIXELS,
             final="clean",
             ray_reduction=2,
+            optical_flow=False,  # estimated flow makes its cameras worse and its depth no better (weights/README.md)
             align=AlignConfig(ray_focal_sigma=MINI_RAY_FOCAL_SIGMA),
         ),
         weights_sha256=loaded.sha256,

@@ -107,7 +107,7 @@ def mini(
     normalization: Literal["mean", "max"] = "mean",
     last_stage: bool = False,
 ) -> Recipe:
-    """The embedded checkpoint: synthetic scenes, 48x64, 130 minutes of one core; from random weights or a mini prior.
+    """The embedded checkpoint: synthetic scenes, 48x64, three hours of one core; from random weights or a mini prior.
 
     Different from the paper because its priors are so much larger: the condition encoder and the image encoder are
     trained with the U-Net; points count far more than latents, and relatively; the frames carry little noise. In a
@@ -165,7 +165,7 @@ def flow_stage(common: Mapping[str, Any]) -> Stage:
     """The networks see optical flow; the decoder of points is trained with the U-Net, without latent terms."""
     train = TrainConfig(
         name="video",
-        steps=6000,
+        steps=9000,
         batch_size=8,
         learning_rate=1.5e-3,
         warmup_steps=100,
