@@ -106,8 +106,7 @@ def picture(system: Geo4DSystem, path: Path, clips: int = 6) -> None:
                 row.append(cv2.applyColorMap(grey, cv2.COLORMAP_TURBO) * mask[t, ..., None].numpy())
         rgb = truth.video.rgb()[[0, -1]].flip(-1)
         lines.append(np.concatenate([*(255 * rgb).byte().numpy(), *row], axis=1))
-    enlarged = np.concatenate(lines).repeat(2, axis=0).repeat(2, axis=1)
-    cv2.imwrite(str(path), enlarged)
+    cv2.imwrite(str(path), np.concatenate(lines))
 
 
 def main(argv: list[str] | None = None) -> int:
