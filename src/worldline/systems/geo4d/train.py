@@ -162,9 +162,9 @@ def to_clips(rendered: Any, chosen: list[int], moment_gain: float = 1.0, *, flow
 
 def _spoilt_flow(rendered: Any, take: Tensor, chosen: list[int], seed: int) -> Float[Tensor, "B T 6 H W"]:
     """Channels of the exact optical flow from each chosen frame to its neighbours, made worse as estimates are."""
-    truth = (rendered.points, rendered.scene_flow, rendered.flow_valid, rendered.intrinsics, rendered.cam2world)
-    pairs = [clip_flow(*clip, chosen) for clip in zip(*(value[take] for value in truth), strict=True)]
-    scene_flow, known = (torch.stack(pieces) for pieces in zip(*pairs, strict=True))
+    whole = (rendered.points, rendered.scene_flow, rendered.flow_valid, rendered.intrinsics, rendered.cam2world)
+    pairs = [clip_flow(*clip, chosen) for clip in zip(*whole, strict=True)]
+    scene_flow, known = (torch.stack(pieces)[take] for pieces in zip(*pairs, strict=True))
     points, valid = rendered.points[take][:, chosen], rendered.valid[take][:, chosen]
     cameras = rendered.intrinsics[take][:, chosen], rendered.cam2world[take][:, chosen]
     generator = torch.Generator(points.device).manual_seed(seed)
