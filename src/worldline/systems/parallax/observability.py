@@ -145,7 +145,8 @@ def describe(
         )
     elif solution.noise:
         warnings.append(
-            "The given poses move too little to be seen in the image: depth from their motion is mostly noise."
+            "The given poses explain hardly more of the image motion than noise would (they move too little, or are "
+            "wrong): depth from it is mostly noise."
         )
     elif max(by_gap.values(), default=0.0) < low_px:
         warnings.append("There is hardly any parallax: depth and translation are of low confidence.")
