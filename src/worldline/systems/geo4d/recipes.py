@@ -104,6 +104,8 @@ TRAINED = ("unet.", "condition_vae.", "context", "point_vae.")
 DECODERS = ("vae.decoder.", "vae.post_quant_conv.")
 ONE_TIME = ("unet.time_embed.",)
 """Tells the regression nothing: its timestep is always the last. Trained, its checkpoints would have over 60 MiB."""
+FRAME_RATE = ("unet.fps_embedding.",)
+"""Stays as it was learned for points while all modalities are denoised, for the same reason."""
 MINI_CLIPS = ClipConfig(sizes=((48, 64),), views=((8, 1), (8, 2)))
 
 DENOISED_STEPS = {"autoencoder": 1200, "point-decoder": 100, "points": 300, "points-sizes": 100, "all": 2500}
@@ -180,6 +182,7 @@ def _denoised(steps: Mapping[str, int], seed: int) -> tuple[Stage, ...]:
     fifth = Stage(
         train=config("all", 4, 2e-3, {**dict.fromkeys(MODALITIES, 1.0), **decoded, **others}),
         trainable=TRAINED + DECODERS,
+        frozen=FRAME_RATE,
         objective=denoising,
         clips=many,
     )
