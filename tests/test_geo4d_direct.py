@@ -212,7 +212,7 @@ def test_flow_reaches_the_network_unless_it_is_not_wanted(count, size):
     assert torch.equal(with_flow.points, without.points) != seen
 
 
-def test_flow_reaches_the_loss(clips):
+def test_flow_reaches_the_network_in_training():
     model = live(build(FLOW))
     told = to_clips(render_batch([3, 8], frames=4, size=(16, 24)), [0, 1, 2, 3], flow_seed=2)
     again = to_clips(render_batch([3, 8], frames=4, size=(16, 24)), [0, 1, 2, 3], flow_seed=2)

@@ -36,7 +36,7 @@ class Generate:
     guidance: float | None = None
     """How strictly the prompt is followed; 1 is not guided."""
     seed: int = 0
-    """Other seeds are other futures."""
+    """Other seeds are other futures, of weights that sample; more4d-mini knows one, the mean of what may happen."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     weights: str | None = None

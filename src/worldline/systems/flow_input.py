@@ -141,6 +141,16 @@ def estimated(flow: NeighbourFlow, size: tuple[int, int]) -> Float[Tensor, "T 6 
     return F.interpolate(maps.movedim(-1, 1), size, mode="area")
 
 
+def shrunk(images: Float[Tensor, "T 3 H W"], max_pixels: int | None) -> Float[Tensor, "T 3 h w"]:
+    """Frames of at most this area, same aspect; None leaves them as they are."""
+    height, width = images.shape[-2:]
+    if max_pixels is None or height * width <= max_pixels:
+        return images
+    ratio = (max_pixels / (height * width)) ** 0.5
+    size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
+    return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+
+
 def _read(maps: Float[Tensor, "N H W C"], uv: Float[Tensor, "N H W 2"]) -> Float[Tensor, "N H W C"]:
     """Bilinear values at pixel positions, borders repeated."""
     size = uv.new_tensor([maps.shape[2], maps.shape[1]])

@@ -117,10 +117,7 @@ class FrameFlow:
     """Optical flow between the frames of a video, each pair estimated once although windows overlap."""
 
     def __init__(self, video: Video, fit: Fit, pixels: int) -> None:
-        height, width = video.size
-        ratio = min(1.0, (pixels / (height * width)) ** 0.5)
-        self.size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
-        self._video, self._fit = video, fit
+        self._video, self._fit, self._pixels = video, fit, pixels
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
     @torch.inference_mode()
@@ -130,22 +127,22 @@ class FrameFlow:
         Frames too small for flow have none.
         """
         self._known = {frame: pair for frame, pair in self._known.items() if frame >= window.start}
-        if len(window) == 1 or min(self.size) < flow_input.SMALLEST:
-            return torch.zeros(len(window), flow_input.CHANNELS, *self._fit.outer)
         missing = [frame for frame in window[:-1] if frame not in self._known]
         if missing:
             self._estimate(range(missing[0], window.stop))
-        flows, errors = torch.zeros(2, len(window), *self.size, 2), torch.zeros(2, len(window), *self.size)
+        if not self._known:
+            return torch.zeros(len(window), flow_input.CHANNELS, *self._fit.outer)
+        size = self._known[window[0]][1].shape[-2:]
+        flows, errors = torch.zeros(2, len(window), *size, 2), torch.zeros(2, len(window), *size)
         for place, frame in enumerate(window[:-1]):
             (flows[0, place], flows[1, place + 1]), (errors[0, place], errors[1, place + 1]) = self._known[frame]
         maps = flow_input.assembled(flows, errors).movedim(-1, 1)
         return self._fit.pad(F.interpolate(maps, self._fit.inner, mode="area"))
 
     def _estimate(self, frames: range) -> None:
-        pictures = self._video.select(list(frames)).rgb().movedim(-1, 1)
-        if self.size != self._video.size:
-            shrunk = F.interpolate(pictures, self.size, mode="bicubic", align_corners=False, antialias=True)
-            pictures = shrunk.clamp(0, 1)
+        pictures = flow_input.shrunk(self._video.select(list(frames)).rgb().movedim(-1, 1), self._pixels)
+        if min(pictures.shape[-2:]) < flow_input.SMALLEST:
+            return
         found = flow_between(pictures.movedim(1, -1))
         for place, frame in enumerate(frames[:-1]):
             flow = torch.stack([found.forward[place], found.backward[place + 1]])

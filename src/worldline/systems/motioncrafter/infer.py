@@ -13,7 +13,6 @@ from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -162,7 +161,7 @@ def observe(
     size = (rgb.shape[1], rgb.shape[2])
     device = _device(model, config)
     # 1. frames the networks can halve: shrunk if too large, padded, never stretched
-    images = _shrink(rgb.movedim(-1, 1), config.max_pixels) * 2 - 1
+    images = flow_input.shrunk(rgb.movedim(-1, 1), config.max_pixels) * 2 - 1
     padding = Padding.to_multiple((images.shape[-2], images.shape[-1]), model.config.size_multiple)
     images = padding.apply(_with_flow(images, rgb, config) if model.config.optical_flow else images)
     # 2. what the U-Net is told: RGB latents and one image token per frame
@@ -222,20 +221,10 @@ def _with_flow(
 ) -> Float[Tensor, "T 9 h w"]:
     """Frames for the networks and the channels of their optical flow, which is estimated from larger frames."""
     size = (images.shape[-2], images.shape[-1])
-    large = _shrink(rgb.movedim(-1, 1), config.flow_pixels).movedim(1, -1)
+    large = flow_input.shrunk(rgb.movedim(-1, 1), config.flow_pixels).movedim(1, -1)
     if not config.optical_flow or min(large.shape[1:3]) < flow_input.SMALLEST:
         return torch.cat([images, images.new_zeros(len(images), flow_input.CHANNELS, *size)], dim=1)
     return torch.cat([images, flow_input.estimated(flow_between(large), size).to(images)], dim=1)
-
-
-def _shrink(images: Float[Tensor, "T 3 H W"], max_pixels: int | None) -> Float[Tensor, "T 3 h w"]:
-    """Frames of at most this area, same aspect."""
-    height, width = images.shape[-2:]
-    if max_pixels is None or height * width <= max_pixels:
-        return images
-    ratio = (max_pixels / (height * width)) ** 0.5
-    size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
-    return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
 
 
 def _confidence(points: Float[Tensor, "S T H W 3"], half: float) -> Float[Tensor, "T H W"]:
